@@ -1,0 +1,106 @@
+"""Policies as LeRobot publishes them: its config.json and its parameter names, in this project's terms."""
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import Tensor
+
+from robolearn.errors import UserError
+from robolearn.normalize import Normalizer
+from robolearn.policies.base import Policy
+from robolearn.policies.diffusion import DiffusionPolicy
+from robolearn.types import Feature, Spec
+
+# Options that belong to the optimizer, the schedule or the features here, not to the policy.
+ELSEWHERE = re.compile(r"type|input_features|output_features|optimizer_.*|scheduler_.*|device|use_amp")
+
+# LeRobot's behaviours that this project mends, turned back on.
+REFERENCE = {"diffusion": {"crop_per_sample": False, "average_over_padding": True}}
+
+POLICIES: dict[str, type[Policy]] = {"diffusion": DiffusionPolicy}
+
+DIFFUSION_NAMES = [
+    (r"^diffusion\.rgb_encoder\.(\d+)\.", r"encoders.\1."),
+    (r"^diffusion\.rgb_encoder\.", r"encoders.0."),
+    (r"\.pool\.nets\.", r".pool.keypoints."),
+    (r"^(encoders\.\d+)\.out\.", r"\1.head."),
+    (r"^diffusion\.unet\.", r"unet."),
+    (r"^unet\.diffusion_step_encoder\.", r"unet.step_embedding."),
+    (r"^unet\.(down|mid|up)_modules\.", r"unet.\1."),
+    (r"^(unet\..*\.conv[12])\.block\.", r"\1."),
+    (r"\.cond_encoder\.", r".film."),
+    (r"\.residual_conv\.", r".skip."),
+    (r"^unet\.final_conv\.0\.block\.", r"unet.final.0."),
+    (r"^unet\.final_conv\.1\.", r"unet.final.1."),
+]
+NAMES: dict[str, list[tuple[str, str]]] = {"diffusion": DIFFUSION_NAMES}
+
+# Constants that are computed here, not stored.
+CONSTANTS = re.compile(r"\.pool\.pos_grid$")
+
+
+def build(config: Mapping[str, Any], fps: float = 1.0) -> tuple[Policy, Normalizer]:
+    """A policy and its normaliser, with the reference's behaviour, still without their weights.
+
+    Args:
+        config: The content of a LeRobot config.json.
+        fps: Frames a second of the robot, which config.json does not say.
+
+    Raises:
+        UserError: The type is not supported here.
+    """
+    kind = config["type"]
+    if kind not in POLICIES:
+        raise UserError(
+            f"LeRobot policies of type '{kind}' cannot be read; those that can: {', '.join(POLICIES)}."
+        )
+    options = {key: value for key, value in config.items() if not ELSEWHERE.fullmatch(key)}
+    spec = spec_of(config, fps)
+    policy = POLICIES[kind](spec, **options, **REFERENCE[kind])
+    return policy, Normalizer(spec, policy.normalization_mapping)
+
+
+def spec_of(config: Mapping[str, Any], fps: float) -> Spec:
+    """The features that a LeRobot config.json lists."""
+    observation = {k: Feature(f["type"], tuple(f["shape"])) for k, f in config["input_features"].items()}
+    return Spec(observation, Feature("ACTION", tuple(config["output_features"]["action"]["shape"])), fps)
+
+
+def rename(kind: str) -> Callable[[str], tuple[str, str] | None]:
+    """A function from a LeRobot parameter name to ("policy" or "normalizer", name here), None for constants."""
+
+    def to_ours(name: str) -> tuple[str, str] | None:
+        stat = re.fullmatch(
+            r"(?:normalize_inputs|normalize_targets|unnormalize_outputs)\.buffer_(.*)\.(\w+)", name
+        )
+        if stat:
+            return "normalizer", f"stats.{stat[1]}.{stat[2]}"
+        if CONSTANTS.search(name):
+            return None
+        for pattern, replacement in NAMES[kind]:
+            name = re.sub(pattern, replacement, name)
+        return "policy", name
+
+    return to_ours
+
+
+def load(policy: Policy, normalizer: Normalizer, kind: str, state: Mapping[str, Tensor]) -> None:
+    """Fill a policy and its normaliser from a LeRobot state dict.
+
+    Raises:
+        UserError: Names or shapes do not fit the policy.
+    """
+    ours: dict[str, dict[str, Tensor]] = {"policy": {}, "normalizer": {}}
+    to_ours = rename(kind)
+    for name, value in state.items():
+        place = to_ours(name)
+        if place:
+            ours[place[0]][place[1]] = value
+    try:
+        policy.load_state_dict(ours["policy"])
+        normalizer.load_state_dict(ours["normalizer"])
+    except RuntimeError as error:
+        raise UserError(
+            f"The weights do not fit config.json: {str(error).splitlines()[-1].strip()}"
+        ) from None

@@ -1,0 +1,115 @@
+"""What a run reports: TensorBoard, and the same scalars as lines of JSON."""
+
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from robolearn.files import write_text
+
+
+class Logger:
+    """Writes ``metrics.jsonl`` (one line a logged step) and ``tensorboard/`` in a run's folder.
+
+    Args:
+        folder: The run's folder.
+        tensorboard: Write TensorBoard's event files.
+    """
+
+    def __init__(self, folder: Path, tensorboard: bool = True) -> None:
+        self.metrics = folder / "metrics.jsonl"
+        self.events = folder / "tensorboard"
+        self.tensorboard = tensorboard
+        self._writer: Any = None
+
+    def rewind(self, step: int) -> None:
+        """Forget what a killed run wrote from this step on, so that every step is there once."""
+        if self.metrics.exists():
+            lines = [line for line in self.metrics.read_text().splitlines() if _step(line) < step]
+            write_text(self.metrics, "".join(line + "\n" for line in lines))
+        if self.events.exists():
+            _rewrite_events(self.events, lambda event: event.step < step or not event.HasField("summary"))
+
+    def scalars(self, step: int, scalars: Mapping[str, float]) -> None:
+        """Write one step's scalars; call it once a step. Not-a-number becomes null in JSON."""
+        if self.writer:
+            for name, value in scalars.items():
+                self.writer.add_scalar(name, value, step)
+            self.writer.flush()
+        clean = {name: value if math.isfinite(value) else None for name, value in scalars.items()}
+        with self.metrics.open("a") as file:
+            file.write(json.dumps({"step": step, "time": time.time(), **clean}) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+    def video(self, step: int, name: str, frames: np.ndarray, fps: float) -> None:
+        """Show a video of frames (T, H, W, 3) uint8."""
+        if self.writer:
+            clip = torch.from_numpy(frames).permute(0, 3, 1, 2).unsqueeze(0)
+            self.writer.add_video(name, clip, step, fps=fps)
+            self.writer.flush()
+
+    def text(self, name: str, text: str) -> None:
+        """Show a text, such as the configuration."""
+        if self.writer:
+            self.writer.add_text(name, f"```yaml\n{text}\n```", 0)
+            self.writer.flush()
+
+    def hparams(self, values: Mapping[str, bool | int | float | str], metrics: Mapping[str, float]) -> None:
+        """The run's hyperparameters with its final metrics, for TensorBoard's HParams page."""
+        if self.writer:
+            from torch.utils.tensorboard.summary import hparams
+
+            for summary in hparams(dict(values), dict(metrics)):
+                self.writer.file_writer.add_summary(summary)
+            self.writer.flush()
+
+    def close(self) -> None:
+        """Write what is still in memory."""
+        if self._writer:
+            self._writer.close()
+
+    @property
+    def writer(self) -> Any:
+        """TensorBoard's writer, made at first use so that a rewind comes before it."""
+        if self._writer is None and self.tensorboard:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._writer = SummaryWriter(str(self.events))
+        return self._writer
+
+
+def _step(line: str) -> float:
+    try:
+        return json.loads(line)["step"]
+    except ValueError:
+        return math.inf  # a line that a kill cut short
+
+
+def _rewrite_events(folder: Path, keep: Callable[[Any], bool]) -> None:
+    """Keep only some events of all event files, in one new file."""
+    from tensorboard.backend.event_processing.event_file_loader import RawEventFileLoader
+    from tensorboard.compat.proto.event_pb2 import Event
+    from tensorboard.summary.writer.record_writer import RecordWriter
+
+    files = sorted(folder.glob("events.out.tfevents.*"))
+    if not files:
+        return
+    records = (record for path in files for record in RawEventFileLoader(str(path)).Load())
+    # A kill between the two last steps below leaves records twice; a dict keeps each once, in order.
+    kept = dict.fromkeys(record for record in records if keep(Event.FromString(record)))
+    temporary = folder / f".rewind.{os.getpid()}"
+    with temporary.open("wb") as file:
+        writer = RecordWriter(file)
+        for record in kept:
+            writer.write(record)
+        writer.flush()
+    temporary.replace(files[0])
+    for path in files[1:]:
+        path.unlink()

@@ -1,0 +1,100 @@
+"""Normalisation of observations and actions, once, outside the policies."""
+
+from collections.abc import Mapping
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from robolearn.errors import UserError
+from robolearn.types import Batch, Feature, Kind, Spec, Stats
+
+Mode = Literal["MEAN_STD", "MIN_MAX", "IDENTITY"]
+
+EPS = 1e-8
+NEEDS: dict[Mode, tuple[str, ...]] = {"MEAN_STD": ("mean", "std"), "MIN_MAX": ("min", "max"), "IDENTITY": ()}
+
+
+class Normalizer(nn.Module):
+    """Maps features to the scale a policy learns in, and its actions back.
+
+    MEAN_STD gives ``(x - mean) / (std + 1e-8)``, MIN_MAX gives ``2 (x - min) / (max - min + 1e-8) - 1``, a value
+    in [-1, 1]; IDENTITY changes nothing. Images come as uint8 and leave as floats in [0, 1], then normalised.
+    The statistics are buffers, so they travel with the weights; they are checked here and never again.
+
+    Args:
+        spec: The features; those named nowhere in `mapping` stay as they are.
+        mapping: The mode of each kind of feature.
+        stats: The statistics of each key; without them the buffers wait for ``load_state_dict``.
+
+    Raises:
+        UserError: A statistic is missing, not finite, or of another shape than its feature.
+    """
+
+    def __init__(self, spec: Spec, mapping: Mapping[Kind, Mode], stats: Stats | None = None) -> None:
+        super().__init__()
+        self.modes: dict[str, Mode] = {}
+        self.images = frozenset(spec.of_kind("VISUAL"))
+        self.stats = nn.ModuleDict()
+        for key, feature in {**spec.observation, "action": spec.action}.items():
+            mode = mapping.get(feature.kind, "IDENTITY")
+            if mode != "IDENTITY":
+                self.modes[key] = mode
+                self.stats[_name(key)] = _buffers(key, feature, mode, stats)
+
+    def encode(self, batch: Batch) -> Batch:
+        """A new batch in the policy's scale; keys without statistics pass through."""
+        return {key: self._encode(key, value) for key, value in batch.items()}
+
+    def decode_action(self, action: Tensor) -> Tensor:
+        """Actions (..., A) in the policy's scale, as the robot takes them."""
+        if "action" not in self.modes:
+            return action
+        stats = self.stats[_name("action")]
+        if self.modes["action"] == "MEAN_STD":
+            return action * stats.std + stats.mean
+        return (action + 1) / 2 * (stats.max - stats.min) + stats.min
+
+    def _encode(self, key: str, value: Tensor) -> Tensor:
+        if key in self.images and value.dtype == torch.uint8:
+            value = value.float() / 255
+        if key not in self.modes:
+            return value
+        stats = self.stats[_name(key)]
+        if self.modes[key] == "MEAN_STD":
+            return (value - stats.mean) / (stats.std + EPS)
+        return (value - stats.min) / (stats.max - stats.min + EPS) * 2 - 1
+
+
+def _name(key: str) -> str:
+    return key.replace(".", "_")  # a module's name must not hold a dot
+
+
+def _buffers(key: str, feature: Feature, mode: Mode, stats: Stats | None) -> nn.Module:
+    shape = (feature.shape[0], 1, 1) if feature.kind == "VISUAL" else feature.shape
+    module = nn.Module()
+    for name in NEEDS[mode]:
+        if stats is None:
+            value = torch.zeros(shape)
+        else:
+            value = _checked(key, name, mode, shape, stats)
+        module.register_buffer(name, value)
+    return module
+
+
+def _checked(key: str, name: str, mode: Mode, shape: tuple[int, ...], stats: Stats) -> Tensor:
+    if name not in stats.get(key, {}):
+        raise UserError(
+            f"The dataset has no '{name}' of {key}, which {mode} needs; "
+            "compute its statistics again or set another mode in policy.normalization_mapping."
+        )
+    value = stats[key][name].to(torch.float32)
+    if value.shape != shape:
+        raise UserError(
+            f"The statistic '{name}' of {key} has shape {tuple(value.shape)}, its feature needs {shape}."
+        )
+    if not value.isfinite().all():
+        raise UserError(
+            f"The statistic '{name}' of {key} is not finite; compute the dataset's statistics again."
+        )
+    return value.clone()

@@ -1,0 +1,56 @@
+"""What the trainer and the agent may expect of every policy."""
+
+from abc import abstractmethod
+from collections.abc import Mapping
+
+from torch import Tensor, nn
+
+from robolearn.normalize import Mode
+from robolearn.types import Batch, Kind, Window
+
+
+class Policy(nn.Module):
+    """A policy sees normalised tensors only, keeps no history and owns no optimizer.
+
+    Attributes:
+        window: The frames around a sampled frame that `loss` and `act` need.
+        n_action_steps: How many actions of a predicted chunk are executed before the next is predicted.
+        normalization_mapping: The scale the policy learns in, for each kind of feature.
+        drop_n_last_frames: Frames at the end of every episode that are not sampled in training, because most of
+            their action window would be padding.
+    """
+
+    window: Window
+    n_action_steps: int
+    normalization_mapping: Mapping[Kind, Mode]
+    drop_n_last_frames: int = 0
+
+    @abstractmethod
+    def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """The training loss, a scalar, and detached scalars to log; neither may wait for the device.
+
+        Args:
+            batch: Every key (B, T, ...) over `window`, with ``<key>_is_pad`` (B, T).
+        """
+
+    @abstractmethod
+    def act(self, observation: Batch) -> Tensor:
+        """Predict a chunk of actions (B, T, A), the first one for now, T at least `n_action_steps`.
+
+        Args:
+            observation: Every key (B, len(window.observation), ...), the newest frame last.
+        """
+
+    def param_groups(self) -> dict[str, list[nn.Parameter]]:
+        """Parameters to train, in groups that the key ``param_groups`` may give options of their own by name."""
+        return {"policy": [p for p in self.parameters() if p.requires_grad]}
+
+    def load_pretrained(self) -> None:  # noqa: B027 (most policies have nothing to load)
+        """Load weights trained elsewhere; called once, before the first step of a fresh run.
+
+        Raises:
+            UserError: The weights are not there or do not fit.
+        """
+
+    def after_step(self) -> None:  # noqa: B027
+        """Called after each optimizer step, for target networks and the like."""

@@ -1,0 +1,284 @@
+"""Diffusion Policy (Chi et al. 2023, arXiv:2303.04137): denoise a sequence of actions under what was seen."""
+
+from collections.abc import Mapping, Sequence
+from typing import Literal, cast
+
+import torch
+from diffusers.schedulers.scheduling_ddim import DDIMScheduler
+from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from robolearn.errors import UserError
+from robolearn.normalize import Mode
+from robolearn.policies.base import Policy
+from robolearn.policies.unet import ConditionalUnet1d
+from robolearn.policies.vision import ImageEncoder, crop_images, load_resnet_weights
+from robolearn.types import Batch, Kind, Spec, Window
+
+SCHEDULERS = {"DDPM": DDPMScheduler, "DDIM": DDIMScheduler}
+
+
+class DiffusionPolicy(Policy):
+    """Learns to remove noise from action sequences, and acts by removing all of it.
+
+    The trajectory of `horizon` actions starts at the oldest of the `n_obs_steps` observed frames; of it, the
+    `n_action_steps` actions from the newest frame on are executed.
+
+    Args:
+        spec: What is observed and commanded.
+        n_obs_steps: Frames observed, the newest included.
+        horizon: Length of the denoised trajectory; a multiple of 2 ** len(down_dims).
+        n_action_steps: Actions executed of each trajectory, at most horizon - n_obs_steps + 1.
+        normalization_mapping: Scale of each kind of feature.
+        drop_n_last_frames: Frames at each episode's end that are not sampled; null: horizon - n_action_steps -
+            n_obs_steps + 1, so that no executed action is padding.
+        vision_backbone: Name of a torchvision ResNet.
+        pretrained_backbone_weights: Its weights: a file, a torchvision name already in torch.hub's folder, or null.
+        crop_shape: (h, w) that images are cropped to, or null.
+        crop_is_random: Crop at random positions in training; always the middle when acting.
+        crop_per_sample: A position for each sample; false: one for the whole batch, as the reference does.
+        use_group_norm: GroupNorm in place of BatchNorm in the backbone.
+        spatial_softmax_num_keypoints: Keypoints of each image.
+        use_separate_rgb_encoder_per_camera: An encoder for each camera; else one for all.
+        down_dims: Channels of each level of the U-Net.
+        kernel_size: Of its convolutions over time.
+        n_groups: Of its GroupNorms.
+        diffusion_step_embed_dim: Length of the diffusion step's embedding.
+        use_film_scale_modulation: The observation scales and shifts the U-Net's features; else it shifts alone.
+        noise_scheduler_type: DDPM (Ho et al. 2020) or DDIM (Song et al. 2021).
+        num_train_timesteps: Diffusion steps.
+        beta_schedule: A schedule of diffusers.
+        beta_start: First beta of the linear schedules.
+        beta_end: Last beta of the linear schedules.
+        prediction_type: The network predicts the noise ("epsilon") or the clean trajectory ("sample").
+        clip_sample: Clip the clean trajectory that each denoising step implies.
+        clip_sample_range: To at most this magnitude.
+        num_inference_steps: Denoising steps when acting; null: num_train_timesteps.
+        do_mask_loss_for_padding: Actions beyond the episode's end do not count in the loss.
+        average_over_padding: The masked loss is averaged over all actions, masked ones too, as the reference does.
+
+    Raises:
+        UserError: Options contradict each other or the spec; the message names them.
+    """
+
+    def __init__(
+        self,
+        spec: Spec,
+        n_obs_steps: int = 2,
+        horizon: int = 16,
+        n_action_steps: int = 8,
+        normalization_mapping: Mapping[Kind, Mode] | None = None,
+        drop_n_last_frames: int | None = None,
+        vision_backbone: str = "resnet18",
+        pretrained_backbone_weights: str | None = None,
+        crop_shape: Sequence[int] | None = (84, 84),
+        crop_is_random: bool = True,
+        crop_per_sample: bool = True,
+        use_group_norm: bool = True,
+        spatial_softmax_num_keypoints: int = 32,
+        use_separate_rgb_encoder_per_camera: bool = False,
+        down_dims: Sequence[int] = (512, 1024, 2048),
+        kernel_size: int = 5,
+        n_groups: int = 8,
+        diffusion_step_embed_dim: int = 128,
+        use_film_scale_modulation: bool = True,
+        noise_scheduler_type: Literal["DDPM", "DDIM"] = "DDPM",
+        num_train_timesteps: int = 100,
+        beta_schedule: Literal["linear", "scaled_linear", "squaredcos_cap_v2"] = "squaredcos_cap_v2",
+        beta_start: float = 1e-4,
+        beta_end: float = 0.02,
+        prediction_type: Literal["epsilon", "sample"] = "epsilon",
+        clip_sample: bool = True,
+        clip_sample_range: float = 1.0,
+        num_inference_steps: int | None = None,
+        do_mask_loss_for_padding: bool = False,
+        average_over_padding: bool = False,
+    ) -> None:
+        super().__init__()
+        self.cameras = list(spec.of_kind("VISUAL"))
+        # Order of the condition's parts: state, images, environment state.
+        self.vectors = list(spec.of_kind("STATE")), list(spec.of_kind("ENV"))
+        self.crop_shape = cast("tuple[int, int] | None", tuple(crop_shape) if crop_shape else None)
+        _check_lengths(horizon, n_obs_steps, n_action_steps, down_dims)
+        _check_unet(down_dims, kernel_size, n_groups, diffusion_step_embed_dim)
+        _check_steps(num_train_timesteps, num_inference_steps)
+        _check_images(spec, self.crop_shape, use_group_norm, pretrained_backbone_weights)
+
+        self.window = Window(
+            observation=tuple(range(1 - n_obs_steps, 1)),
+            action=tuple(range(1 - n_obs_steps, horizon - n_obs_steps + 1)),
+        )
+        self.n_action_steps = n_action_steps
+        self.normalization_mapping = normalization_mapping or {
+            "VISUAL": "MEAN_STD",
+            "STATE": "MIN_MAX",
+            "ENV": "MIN_MAX",
+            "ACTION": "MIN_MAX",
+        }
+        derived = horizon - n_action_steps - n_obs_steps + 1
+        self.drop_n_last_frames = derived if drop_n_last_frames is None else drop_n_last_frames
+        self.vision_backbone, self.pretrained = vision_backbone, pretrained_backbone_weights
+        self.crop_is_random, self.crop_per_sample = crop_is_random, crop_per_sample
+        self.masks_padding, self.averages_over_padding = do_mask_loss_for_padding, average_over_padding
+        self.num_inference_steps = num_inference_steps or num_train_timesteps
+
+        self.encoders = nn.ModuleList()
+        image_features = 0
+        if self.cameras:
+            channels, height, width = spec.observation[self.cameras[0]].shape
+            for _ in self.cameras if use_separate_rgb_encoder_per_camera else [self.cameras[0]]:
+                shape = (channels, *(self.crop_shape or (height, width)))
+                encoder = ImageEncoder(shape, vision_backbone, use_group_norm, spatial_softmax_num_keypoints)
+                self.encoders.append(encoder)
+                image_features = encoder.out_features * len(self.cameras)
+        vector_features = sum(spec.observation[key].shape[0] for keys in self.vectors for key in keys)
+        self.action_dim = spec.action.shape[0]
+        self.unet = ConditionalUnet1d(
+            self.action_dim,
+            (image_features + vector_features) * n_obs_steps,
+            down_dims,
+            kernel_size,
+            n_groups,
+            diffusion_step_embed_dim,
+            use_film_scale_modulation,
+        )
+        self.noise_scheduler = SCHEDULERS[noise_scheduler_type](
+            num_train_timesteps=num_train_timesteps,
+            beta_start=beta_start,
+            beta_end=beta_end,
+            beta_schedule=beta_schedule,
+            clip_sample=clip_sample,
+            clip_sample_range=clip_sample_range,
+            prediction_type=prediction_type,
+        )
+        self.predicts_noise = prediction_type == "epsilon"
+
+    def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """Mean squared error of the predicted noise or trajectory (equation 5)."""
+        cond = self.encode(batch)
+        actions = batch["action"]
+        noise = torch.randn(actions.shape, device=actions.device)
+        steps = torch.randint(
+            0, self.noise_scheduler.config["num_train_timesteps"], (len(actions),), device=actions.device
+        )
+        noisy = self.noise_scheduler.add_noise(actions, noise, cast(torch.IntTensor, steps))
+        predicted = self.unet(noisy, steps, cond)
+        errors = F.mse_loss(predicted, noise if self.predicts_noise else actions, reduction="none")
+        if not self.masks_padding:
+            return errors.mean(), {}
+        valid = ~batch["action_is_pad"].unsqueeze(-1)
+        if self.averages_over_padding:
+            return (errors * valid).mean(), {}
+        return (errors * valid).sum() / (valid.sum() * self.action_dim).clamp(min=1), {}
+
+    def act(self, observation: Batch) -> Tensor:
+        """Denoise a trajectory from pure noise; returns its part from now on, (B, horizon - n_obs_steps + 1, A)."""
+        cond = self.encode(observation)
+        actions = torch.randn((len(cond), len(self.window.action), self.action_dim), device=cond.device)
+        self.noise_scheduler.set_timesteps(self.num_inference_steps)
+        for step in self.noise_scheduler.timesteps:
+            steps = torch.full((len(actions),), int(step), device=actions.device)
+            predicted = self.unet(actions, steps, cond)
+            actions = self.noise_scheduler.step(predicted.float(), cast(int, step), actions).prev_sample
+        return actions[:, len(self.window.observation) - 1 :]
+
+    def encode(self, batch: Batch) -> Tensor:
+        """The U-Net's condition: the features of all observed frames in one vector (B, cond_dim)."""
+        state, environment = self.vectors
+        parts = [batch[key] for key in state]
+        if self.cameras:
+            parts.append(self.encode_images(torch.stack([batch[key] for key in self.cameras], dim=2)))
+        parts += [batch[key] for key in environment]
+        return torch.cat(parts, dim=-1).flatten(1)
+
+    def encode_images(self, images: Tensor) -> Tensor:
+        """Features (B, T, cameras * 2K) of images (B, T, cameras, C, H, W)."""
+        if self.crop_shape:
+            random = self.crop_is_random and self.training
+            images = crop_images(images, self.crop_shape, random, self.crop_per_sample)
+        if len(self.encoders) == 1:
+            features = self.encoders[0](images.flatten(0, 2)).unflatten(0, images.shape[:3])
+        else:
+            each = zip(self.encoders, images.unbind(2), strict=True)
+            features = torch.stack([e(i.flatten(0, 1)).unflatten(0, i.shape[:2]) for e, i in each], dim=2)
+        return features.flatten(2)
+
+    def load_pretrained(self) -> None:
+        """Load the backbone's weights where a file or name of them was given."""
+        if self.pretrained:
+            for encoder in self.encoders:
+                load_resnet_weights(
+                    cast(ImageEncoder, encoder).backbone, self.vision_backbone, self.pretrained
+                )
+
+
+def _check_lengths(horizon: int, n_obs_steps: int, n_action_steps: int, down_dims: Sequence[int]) -> None:
+    if n_obs_steps < 1 or n_action_steps < 1:
+        raise UserError(
+            f"policy.n_obs_steps={n_obs_steps} and policy.n_action_steps={n_action_steps} must be at least 1."
+        )
+    factor = 2 ** len(down_dims)
+    if horizon < 1 or horizon % factor:
+        raise UserError(
+            f"policy.horizon={horizon} must be a multiple of {factor}, because the U-Net's {len(down_dims)} levels "
+            f"(policy.down_dims) halve it; the nearest is {max(factor, round(horizon / factor) * factor)}."
+        )
+    longest = horizon - n_obs_steps + 1
+    if n_action_steps > longest:
+        raise UserError(
+            f"policy.n_action_steps={n_action_steps} is more than the {longest} actions that policy.horizon={horizon} "
+            f"leaves after policy.n_obs_steps={n_obs_steps}; lower it or raise policy.horizon."
+        )
+
+
+def _check_unet(down_dims: Sequence[int], kernel_size: int, n_groups: int, step_dim: int) -> None:
+    if n_groups < 1 or not down_dims or any(dim < 1 or dim % n_groups for dim in down_dims):
+        raise UserError(
+            f"policy.down_dims={list(down_dims)} must be multiples of policy.n_groups={n_groups}."
+        )
+    if kernel_size < 1 or kernel_size % 2 == 0:
+        raise UserError(
+            f"policy.kernel_size={kernel_size} must be odd, so that convolutions keep the length."
+        )
+    if step_dim < 4 or step_dim % 2:
+        raise UserError(f"policy.diffusion_step_embed_dim={step_dim} must be even and at least 4.")
+
+
+def _check_steps(num_train_timesteps: int, num_inference_steps: int | None) -> None:
+    if num_train_timesteps < 1:
+        raise UserError(f"policy.num_train_timesteps={num_train_timesteps} must be at least 1.")
+    if num_inference_steps is not None and not 1 <= num_inference_steps <= num_train_timesteps:
+        raise UserError(
+            f"policy.num_inference_steps={num_inference_steps} must be between 1 and "
+            f"policy.num_train_timesteps={num_train_timesteps}, or null."
+        )
+
+
+def _check_images(
+    spec: Spec, crop_shape: tuple[int, ...] | None, use_group_norm: bool, pretrained: str | None
+) -> None:
+    cameras = spec.of_kind("VISUAL")
+    if not cameras and not spec.of_kind("ENV"):
+        raise UserError(
+            f"policy=diffusion needs a camera or observation.environment_state; the dataset has "
+            f"{', '.join(spec.observation) or 'no observation'} only."
+        )
+    shapes = {feature.shape for feature in cameras.values()}
+    if len(shapes) > 1:
+        listed = ", ".join(f"{key} {feature.shape}" for key, feature in cameras.items())
+        raise UserError(f"policy=diffusion needs cameras of one shape, the dataset has {listed}.")
+    if crop_shape is not None:
+        if len(crop_shape) != 2:
+            raise UserError(f"policy.crop_shape={list(crop_shape)} must be [height, width] or null.")
+        for _, height, width in shapes:
+            if not (0 < crop_shape[0] <= height and 0 < crop_shape[1] <= width):
+                raise UserError(
+                    f"policy.crop_shape={list(crop_shape)} does not fit in the images of {height} x {width} pixels; "
+                    "make it smaller or null."
+                )
+    if use_group_norm and pretrained:
+        raise UserError(
+            "policy.pretrained_backbone_weights hold BatchNorm layers, which policy.use_group_norm=true replaces; "
+            "set policy.use_group_norm=false or policy.pretrained_backbone_weights=null."
+        )

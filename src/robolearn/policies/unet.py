@@ -1,0 +1,159 @@
+"""The one-dimensional U-Net that denoises action sequences (Chi et al. 2023, arXiv:2303.04137, section III.A)."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+
+class SinusoidalEmbedding(nn.Module):
+    """Embeds positions (B,) as sines and cosines (B, dim) (Vaswani et al. 2017, arXiv:1706.03762, section 3.5)."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.dim = dim
+
+    def forward(self, position: Tensor) -> Tensor:
+        """Embed positions (B,), of any number type, as (B, dim) floats."""
+        half = self.dim // 2
+        rate = math.log(10_000) / (half - 1)
+        frequencies = torch.exp(-rate * torch.arange(half, device=position.device))
+        angles = position[:, None] * frequencies
+        return torch.cat([angles.sin(), angles.cos()], dim=-1)
+
+
+def conv_block(in_channels: int, out_channels: int, kernel_size: int, n_groups: int) -> nn.Sequential:
+    """Convolution over time that keeps the length, GroupNorm, Mish."""
+    return nn.Sequential(
+        nn.Conv1d(in_channels, out_channels, kernel_size, padding=kernel_size // 2),
+        nn.GroupNorm(n_groups, out_channels),
+        nn.Mish(),
+    )
+
+
+class ConditionalResidualBlock(nn.Module):
+    """Two convolutions with a skip, modulated between them by FiLM (Perez et al. 2018, arXiv:1709.07871).
+
+    Args:
+        in_channels: Channels that come in.
+        out_channels: Channels that go out.
+        cond_dim: Length of the condition.
+        kernel_size: Of both convolutions.
+        n_groups: Of both GroupNorms.
+        use_film_scale_modulation: Scale and bias from the condition; else a bias alone.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        cond_dim: int,
+        kernel_size: int,
+        n_groups: int,
+        use_film_scale_modulation: bool,
+    ) -> None:
+        super().__init__()
+        self.scales = use_film_scale_modulation
+        self.conv1 = conv_block(in_channels, out_channels, kernel_size, n_groups)
+        self.film = nn.Sequential(nn.Mish(), nn.Linear(cond_dim, out_channels * (2 if self.scales else 1)))
+        self.conv2 = conv_block(out_channels, out_channels, kernel_size, n_groups)
+        same = in_channels == out_channels
+        self.skip = nn.Identity() if same else nn.Conv1d(in_channels, out_channels, kernel_size=1)
+
+    def forward(self, x: Tensor, cond: Tensor) -> Tensor:
+        """Sequences (B, C_in, T) under conditions (B, cond_dim) to (B, C_out, T)."""
+        hidden = self.conv1(x)
+        film = self.film(cond).unsqueeze(-1)
+        if self.scales:
+            scale, bias = film.chunk(2, dim=1)
+            hidden = scale * hidden + bias
+        else:
+            hidden = hidden + film
+        return self.conv2(hidden) + self.skip(x)
+
+
+class ConditionalUnet1d(nn.Module):
+    """Predicts the noise (or the clean sequence) of a noisy action sequence.
+
+    Args:
+        action_dim: A.
+        cond_dim: Length of the observation's features.
+        down_dims: Channels of each level; the sequence is halved between levels.
+        kernel_size: Of the convolutions in the residual blocks.
+        n_groups: Of their GroupNorms.
+        diffusion_step_embed_dim: Length of the embedding of the diffusion step.
+        use_film_scale_modulation: See `ConditionalResidualBlock`.
+    """
+
+    def __init__(
+        self,
+        action_dim: int,
+        cond_dim: int,
+        down_dims: Sequence[int],
+        kernel_size: int,
+        n_groups: int,
+        diffusion_step_embed_dim: int,
+        use_film_scale_modulation: bool,
+    ) -> None:
+        super().__init__()
+        step_dim = diffusion_step_embed_dim
+        self.step_embedding = nn.Sequential(
+            SinusoidalEmbedding(step_dim),
+            nn.Linear(step_dim, 4 * step_dim),
+            nn.Mish(),
+            nn.Linear(4 * step_dim, step_dim),
+        )
+
+        def block(in_channels: int, out_channels: int) -> ConditionalResidualBlock:
+            return ConditionalResidualBlock(
+                in_channels,
+                out_channels,
+                step_dim + cond_dim,
+                kernel_size,
+                n_groups,
+                use_film_scale_modulation,
+            )
+
+        dims = [action_dim, *down_dims]
+        deepest = dims[-1]
+        self.down = nn.ModuleList()
+        for level, (outer, inner) in enumerate(zip(dims[:-1], dims[1:], strict=True), start=1):
+            is_deepest = level == len(down_dims)
+            shorten = (
+                nn.Identity() if is_deepest else nn.Conv1d(inner, inner, kernel_size=3, stride=2, padding=1)
+            )
+            self.down.append(nn.ModuleList([block(outer, inner), block(inner, inner), shorten]))
+        self.mid = nn.ModuleList([block(deepest, deepest), block(deepest, deepest)])
+        self.up = nn.ModuleList()
+        for outer, inner in reversed(list(zip(dims[1:-1], dims[2:], strict=True))):
+            lengthen = nn.ConvTranspose1d(outer, outer, kernel_size=4, stride=2, padding=1)
+            self.up.append(nn.ModuleList([block(2 * inner, outer), block(outer, outer), lengthen]))
+        self.final = nn.Sequential(
+            conv_block(dims[1], dims[1], kernel_size, n_groups), nn.Conv1d(dims[1], action_dim, kernel_size=1)
+        )
+
+    def forward(self, x: Tensor, step: Tensor, cond: Tensor) -> Tensor:
+        """Denoise.
+
+        Args:
+            x: Noisy actions (B, T, A); T is a multiple of 2 ** (len(down_dims) - 1).
+            step: Diffusion steps (B,).
+            cond: Features of the observation (B, cond_dim).
+
+        Returns:
+            The prediction (B, T, A).
+        """
+        x = x.transpose(1, 2)
+        cond = torch.cat([self.step_embedding(step), cond], dim=-1)
+        skips = []
+        for first, second, shorten in self.down:
+            x = second(first(x, cond), cond)
+            skips.append(x)
+            x = shorten(x)
+        for middle in self.mid:
+            x = middle(x, cond)
+        for first, second, lengthen in self.up:
+            x = torch.cat([x, skips.pop()], dim=1)
+            x = lengthen(second(first(x, cond), cond))
+        return self.final(x).transpose(1, 2)

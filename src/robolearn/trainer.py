@@ -1,0 +1,297 @@
+"""The training loop: update, log, save, evaluate, until the last step."""
+
+import logging
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing, nullcontext
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+from tqdm import tqdm
+
+from robolearn.agent import Agent
+from robolearn.checkpoint import Checkpoints, load_models, load_trained, random_state, set_random_state
+from robolearn.data.loader import Loader
+from robolearn.ema import Ema
+from robolearn.errors import UserError
+from robolearn.evaluate import Evaluator, Stopped
+from robolearn.logger import Logger
+from robolearn.meter import Meter
+from robolearn.normalize import Normalizer
+from robolearn.policies.base import Policy
+from robolearn.run import Run, flatten
+from robolearn.signals import Interrupts
+from robolearn.types import Batch
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Phase:
+    """A part of the training.
+
+    Args:
+        steps: Its updates.
+    """
+
+    steps: int
+
+    def __post_init__(self) -> None:
+        if self.steps < 0:
+            raise UserError(f"steps={self.steps} must not be negative.")
+
+
+@dataclass
+class Cadence:
+    """How often what happens, in updates; 0 or less is never, apart from the checkpoint after the last."""
+
+    log_freq: int
+    eval_freq: int
+    save_freq: int
+    save_checkpoint: bool = True
+
+
+@dataclass
+class Trainer:
+    """Trains a policy and leaves checkpoints, evaluations and curves in its run's folder.
+
+    Args:
+        policy: Trained in place, on `device`.
+        normalizer: Brings batches to the policy's scale, on `device`.
+        optimizer: Over the policy's parameters.
+        schedule: Stepped once an update.
+        loader: Batches by their number, so that a resumed run sees those a run never stopped would.
+        device: Where the policy is.
+        steps: Updates in all.
+        cadence: When to log, evaluate and save.
+        run: The run's folder and status.
+        logger: Curves.
+        checkpoints: Where the run is saved.
+        evaluator: Runs episodes of a simulator; None where there is none.
+        ema: The average of weights that acts in the policy's stead.
+        image_transforms: Augmentation of image batches, on the device.
+        grad_clip_norm: Largest norm of the gradient over all parameters; None does not clip.
+        gradient_accumulation_steps: Batches an update.
+        amp_dtype: Precision of autocast; None computes in float32.
+    """
+
+    policy: Policy
+    normalizer: Normalizer
+    optimizer: Optimizer
+    schedule: LRScheduler
+    loader: Loader
+    device: torch.device
+    steps: int
+    cadence: Cadence
+    run: Run
+    logger: Logger
+    checkpoints: Checkpoints
+    evaluator: Evaluator | None = None
+    ema: Ema | None = None
+    image_transforms: Callable[[Batch], Batch] | None = None
+    grad_clip_norm: float | None = 10.0
+    gradient_accumulation_steps: int = 1
+    amp_dtype: torch.dtype | None = None
+
+    def __post_init__(self) -> None:
+        self.step = 0
+        self.scalars: dict[str, float] = {}
+        self.last_evaluation: dict[str, float] = {}
+        self.meter = Meter(self.device)
+        # bfloat16 has float32's range, so only float16 needs its gradients scaled.
+        scales = self.amp_dtype == torch.float16 and self.device.type == "cuda"
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=scales)
+
+    def train(self) -> float | None:
+        """Run to the last step; returns the last value of the checkpoints' metric, which sweeps read."""
+        with self.run.running(), Interrupts() as self.interrupts, ExitStack() as stack:
+            stack.callback(self.logger.close)
+            self.restore()
+            batches = stack.enter_context(
+                closing(self.loader.starting_at(self.step * self.gradient_accumulation_steps))
+            )
+            bar = stack.enter_context(self.progress_bar())
+            self.meter.start()
+            while self.step < self.steps:
+                self.update(batches)
+                self.step += 1
+                self.run.step = self.step
+                bar.update()
+                if self.due(self.cadence.log_freq):
+                    self.scalars = self.measure()
+                    bar.set_postfix_str(self.meter.text(self.scalars))
+                if self.saves():
+                    self.save()
+                self.finish_step()
+                if self.interrupts.pending:
+                    self.leave()
+            return self.finish()
+
+    def update(self, batches: Iterator[Batch]) -> None:
+        """One optimizer step; nothing in it waits for the device."""
+        self.policy.train()
+        for _ in range(self.gradient_accumulation_steps):
+            with self.meter.waiting():
+                batch = next(batches)
+            if self.image_transforms:
+                batch = self.image_transforms(batch)
+            with self.autocast():
+                loss, metrics = self.policy.loss(self.normalizer.encode(batch))
+            self.scaler.scale(loss / self.gradient_accumulation_steps).backward()
+            self.meter.add(len(batch["index"]), {"loss": loss.detach(), **metrics})
+        self.scaler.unscale_(self.optimizer)
+        self.meter.add(0, {"grad_norm": self.clip_gradients()})
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.schedule.step()
+        self.policy.after_step()
+        if self.ema:
+            self.ema.update()
+
+    def clip_gradients(self) -> Tensor:
+        """The gradient's norm over all parameters, before it is clipped."""
+        parameters = [p for p in self.policy.parameters() if p.grad is not None]
+        if self.grad_clip_norm is None:
+            return nn.utils.get_total_norm([cast(Tensor, p.grad) for p in parameters])
+        return nn.utils.clip_grad_norm_(parameters, self.grad_clip_norm)
+
+    def finish_step(self) -> None:
+        """Evaluate where it is time, and write the step's scalars; may be done again after a restart."""
+        if self.evaluates():
+            try:
+                self.scalars |= self.evaluate()
+            except Stopped:
+                return  # a restart evaluates this step again
+        if self.scalars:
+            self.logger.scalars(self.step, self.scalars)
+            self.scalars = {}
+
+    def evaluate(self) -> dict[str, float]:
+        """Run episodes with the weights that act; the randomness of training is not touched."""
+        assert self.evaluator
+        acting = self.acting()
+        training = acting.training
+        agent = Agent(acting.eval(), self.normalizer, self.device, self.amp_dtype)
+        folder = self.run.folder / "eval" / f"{self.step:08d}"
+        result = self.evaluator(agent, folder, stop=lambda: self.interrupts.pending is not None)
+        acting.train(training)
+        self.last_evaluation = result.scalars
+        self.checkpoints.score(self.step, result.scalars)
+        if result.video is not None:
+            self.logger.video(self.step, "eval/video", result.video, result.fps)
+        self.meter.start()
+        return {f"eval/{name}": value for name, value in result.scalars.items()}
+
+    def measure(self) -> dict[str, float]:
+        """What the updates since the last call came to; the one place that waits for the device."""
+        scalars = self.meter.read(self.step)
+        rates = {
+            group.get("name", str(i)): group["lr"] for i, group in enumerate(self.optimizer.param_groups)
+        }
+        scalars |= {f"train/lr/{name}": float(rate) for name, rate in rates.items()}
+        if self.device.type == "cuda":
+            scalars["train/gpu_memory_gb"] = torch.cuda.max_memory_allocated(self.device) / 1e9
+        return scalars
+
+    def save(self) -> None:
+        """Write a checkpoint of everything that the coming steps depend on."""
+        self.meter.check_finite(self.step)
+        state = {
+            "step": self.step,
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": self.schedule.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "ema": self.ema.state_dict() if self.ema else None,
+            "meter": self.meter.state_dict(),
+            "scalars": self.scalars,
+            "last_evaluation": self.last_evaluation,
+            "random": random_state(),
+        }
+        self.checkpoints.save(self.step, self.models(), self.policy, state)
+
+    def restore(self) -> None:
+        """Take up the newest sound checkpoint, or start afresh."""
+        found = self.checkpoints.restore()
+        if not found:
+            self.logger.rewind(0)
+            self.policy.load_pretrained()
+            self.start_record()
+            return
+        folder, state = found
+        load_models(folder, self.models())
+        load_trained(folder, self.policy)
+        self.step = self.run.step = state["step"]
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.schedule.load_state_dict(state["schedule"])
+        self.scaler.load_state_dict(state["scaler"])
+        if self.ema:
+            self.ema.load_state_dict(state["ema"])
+        self.meter.load_state_dict(state["meter"])
+        self.scalars, self.last_evaluation = state["scalars"], state["last_evaluation"]
+        set_random_state(state["random"])
+        self.logger.rewind(self.step)
+        log.info("Resumed from %s at step %d.", folder, self.step)
+        self.finish_step()
+
+    def start_record(self) -> None:
+        """What TensorBoard shows of a run before its first step."""
+        self.logger.text("config", self.checkpoints.config)
+
+    def finish(self) -> float | None:
+        """The last words of a run that came to its end."""
+        metrics = {f"hparam/{name}": value for name, value in self.last_evaluation.items()}
+        self.logger.hparams(_hyperparameters(self.run), metrics)
+        return self.last_evaluation.get(self.checkpoints.metric)
+
+    def leave(self) -> None:
+        """Save, and hand the signal on; returns where the handler that was there before wants to go on."""
+        if self.cadence.save_checkpoint and not self.saves():
+            self.save()
+        self.interrupts.deliver()
+
+    def due(self, freq: int) -> bool:
+        """Whether something that happens every `freq` updates happens after this one."""
+        return freq > 0 and self.step % freq == 0
+
+    def saves(self) -> bool:
+        """Whether this step is saved; the last one always is."""
+        return self.cadence.save_checkpoint and (self.due(self.cadence.save_freq) or self.step == self.steps)
+
+    def evaluates(self) -> bool:
+        """Whether this step is evaluated; the last one is, unless evaluation is off."""
+        if self.evaluator is None or self.cadence.eval_freq <= 0 or self.step == 0:
+            return False
+        return self.due(self.cadence.eval_freq) or self.step == self.steps
+
+    def acting(self) -> Policy:
+        """The policy that acts: the average of weights where there is one."""
+        return cast(Policy, self.ema.model) if self.ema else self.policy
+
+    def models(self) -> dict[str, nn.Module]:
+        """The modules that act, as they are saved."""
+        return {"policy": self.acting(), "normalizer": self.normalizer}
+
+    def autocast(self) -> Any:
+        """The precision of the forward pass."""
+        if self.amp_dtype is None:
+            return nullcontext()
+        return torch.autocast(self.device.type, self.amp_dtype)
+
+    def progress_bar(self) -> tqdm:
+        """Steps done, rate, time left, loss and data wait; lines every half minute where there is no terminal."""
+        interval = 0.1 if sys.stderr.isatty() else 30.0
+        return tqdm(
+            total=self.steps, initial=self.step, unit="step", mininterval=interval, dynamic_ncols=True
+        )
+
+
+def _hyperparameters(run: Run) -> dict[str, bool | int | float | str]:
+    """Leaves of the configuration as TensorBoard takes them."""
+    leaves = flatten(run.config)
+    return {k: v if isinstance(v, bool | int | float | str) else str(v) for k, v in leaves.items()}
