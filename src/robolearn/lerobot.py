@@ -16,7 +16,7 @@ from robolearn.types import Feature, Spec
 ELSEWHERE = re.compile(r"type|input_features|output_features|optimizer_.*|scheduler_.*|device|use_amp")
 
 # LeRobot's behaviours that this project mends, turned back on.
-REFERENCE = {"diffusion": {"crop_per_sample": False, "average_over_padding": True}}
+REFERENCE = {"diffusion": {"crop_per_sample": False, "average_over_padding": True, "final_n_groups": 8}}
 
 POLICIES: dict[str, type[Policy]] = {"diffusion": DiffusionPolicy}
 

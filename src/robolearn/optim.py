@@ -66,7 +66,9 @@ def diffuser(
     if name not in names:
         nearest = difflib.get_close_matches(name, names, n=1, cutoff=0)[0]
         raise UserError(f"scheduler.name={name} is none of {', '.join(names)} (did you mean '{nearest}'?).")
-    schedule = get_scheduler(name, optimizer, num_warmup_steps, num_training_steps)
+    schedule = get_scheduler(
+        name, optimizer, num_warmup_steps=num_warmup_steps, num_training_steps=num_training_steps
+    )
     if hold_at_end:
         schedule.lr_lambdas = [_held(factor, num_training_steps) for factor in schedule.lr_lambdas]
     return schedule

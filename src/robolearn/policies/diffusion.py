@@ -44,6 +44,7 @@ class DiffusionPolicy(Policy):
         down_dims: Channels of each level of the U-Net.
         kernel_size: Of its convolutions over time.
         n_groups: Of its GroupNorms.
+        final_n_groups: Of the GroupNorm before the last layer; null: n_groups; the reference always has 8 there.
         diffusion_step_embed_dim: Length of the diffusion step's embedding.
         use_film_scale_modulation: The observation scales and shifts the U-Net's features; else it shifts alone.
         noise_scheduler_type: DDPM (Ho et al. 2020) or DDIM (Song et al. 2021).
@@ -81,6 +82,7 @@ class DiffusionPolicy(Policy):
         down_dims: Sequence[int] = (512, 1024, 2048),
         kernel_size: int = 5,
         n_groups: int = 8,
+        final_n_groups: int | None = None,
         diffusion_step_embed_dim: int = 128,
         use_film_scale_modulation: bool = True,
         noise_scheduler_type: Literal["DDPM", "DDIM"] = "DDPM",
@@ -102,6 +104,7 @@ class DiffusionPolicy(Policy):
         self.crop_shape = cast("tuple[int, int] | None", tuple(crop_shape) if crop_shape else None)
         _check_lengths(horizon, n_obs_steps, n_action_steps, down_dims)
         _check_unet(down_dims, kernel_size, n_groups, diffusion_step_embed_dim)
+        _check_unet(down_dims[:1], kernel_size, final_n_groups or n_groups, diffusion_step_embed_dim, "final_n_groups")
         _check_steps(num_train_timesteps, num_inference_steps)
         _check_images(spec, self.crop_shape, use_group_norm, pretrained_backbone_weights)
 
@@ -140,6 +143,7 @@ class DiffusionPolicy(Policy):
             down_dims,
             kernel_size,
             n_groups,
+            final_n_groups or n_groups,
             diffusion_step_embed_dim,
             use_film_scale_modulation,
         )
@@ -232,10 +236,12 @@ def _check_lengths(horizon: int, n_obs_steps: int, n_action_steps: int, down_dim
         )
 
 
-def _check_unet(down_dims: Sequence[int], kernel_size: int, n_groups: int, step_dim: int) -> None:
+def _check_unet(
+    down_dims: Sequence[int], kernel_size: int, n_groups: int, step_dim: int, groups_key: str = "n_groups"
+) -> None:
     if n_groups < 1 or not down_dims or any(dim < 1 or dim % n_groups for dim in down_dims):
         raise UserError(
-            f"policy.down_dims={list(down_dims)} must be multiples of policy.n_groups={n_groups}."
+            f"policy.down_dims={list(down_dims)} must be multiples of policy.{groups_key}={n_groups}."
         )
     if kernel_size < 1 or kernel_size % 2 == 0:
         raise UserError(

@@ -82,6 +82,7 @@ class ConditionalUnet1d(nn.Module):
         down_dims: Channels of each level; the sequence is halved between levels.
         kernel_size: Of the convolutions in the residual blocks.
         n_groups: Of their GroupNorms.
+        final_n_groups: Of the GroupNorm before the last layer.
         diffusion_step_embed_dim: Length of the embedding of the diffusion step.
         use_film_scale_modulation: See `ConditionalResidualBlock`.
     """
@@ -93,6 +94,7 @@ class ConditionalUnet1d(nn.Module):
         down_dims: Sequence[int],
         kernel_size: int,
         n_groups: int,
+        final_n_groups: int,
         diffusion_step_embed_dim: int,
         use_film_scale_modulation: bool,
     ) -> None:
@@ -130,7 +132,7 @@ class ConditionalUnet1d(nn.Module):
             lengthen = nn.ConvTranspose1d(outer, outer, kernel_size=4, stride=2, padding=1)
             self.up.append(nn.ModuleList([block(2 * inner, outer), block(outer, outer), lengthen]))
         self.final = nn.Sequential(
-            conv_block(dims[1], dims[1], kernel_size, n_groups), nn.Conv1d(dims[1], action_dim, kernel_size=1)
+            conv_block(dims[1], dims[1], kernel_size, final_n_groups), nn.Conv1d(dims[1], action_dim, kernel_size=1)
         )
 
     def forward(self, x: Tensor, step: Tensor, cond: Tensor) -> Tensor:

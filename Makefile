@@ -1,0 +1,47 @@
+# Everything starts here: `make train` and `make test` install what they need first.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+# A dataset to train on: a folder, or the id of one on the Hugging Face hub (which is then downloaded).
+DATASET ?=
+# Any keys to override, such as ARGS="seed=1 offline.steps=500".
+ARGS ?=
+
+export SDL_VIDEODRIVER ?= dummy
+export MUJOCO_GL ?= egl
+
+.PHONY: help setup train test test-slow lint format lock clean
+
+help: ## show this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+setup: $(VENV)/.installed ## install robolearn and what it needs into .venv
+
+$(VENV)/.installed: pyproject.toml constraints.txt scripts/setup.sh
+	PYTHON=$(PYTHON) VENV=$(VENV) scripts/setup.sh
+	@touch $@
+
+train: setup ## train and evaluate a policy: make train DATASET=path/or/hub_id
+	BIN=$(BIN) scripts/train.sh "$(DATASET)" $(ARGS)
+
+test: setup ## the fast tests
+	$(BIN)/python -m pytest $(ARGS)
+
+test-slow: setup ## the tests that take minutes
+	$(BIN)/python -m pytest -m slow $(ARGS)
+
+lint: setup ## style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/basedpyright
+
+format: setup ## rewrite the code in its style
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+lock: setup ## write the versions that are installed now to constraints.txt
+	BIN=$(BIN) scripts/lock.sh > constraints.txt.new && mv constraints.txt.new constraints.txt
+
+clean: ## remove the virtual environment and caches, not the runs
+	rm -rf $(VENV) .pytest_cache .ruff_cache dist
