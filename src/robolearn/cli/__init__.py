@@ -1,0 +1,1 @@
+"""The console scripts: what is typed becomes configurations, then objects."""

@@ -1,0 +1,129 @@
+#!/usr/bin/env python
+"""Kill a training run with SIGKILL again and again, and see that it ends as one that was never killed.
+
+    python scripts/kill_test.py DATASET_DIR [--kills 20] [--seed 0] [robolearn-train overrides ...]
+
+Half of the kills come at a random moment of training, half while a checkpoint is being written. In the end the
+weights, the optimizer's state and the logged losses of the two runs must be equal, bit for bit.
+"""
+
+import argparse
+import json
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+
+TINY = (
+    "policy=diffusion env=pusht device=cpu batch_size=4 log_freq=5 save_freq=5 offline.steps=150 logger=tensorboard "
+    "policy.down_dims=[16,32] policy.spatial_softmax_num_keypoints=8 scheduler.num_warmup_steps=5 "
+    "eval.n_episodes=1 eval.batch_size=1 eval.n_videos=0 eval_freq=100 env.episode_length=20 policy.num_inference_steps=2"
+).split()
+
+
+def main() -> int:
+    """Run both and compare; 1 when they differ."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("dataset", type=Path)
+    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--seed", type=int, default=0)
+    arguments, overrides = parser.parse_known_args()
+    random.seed(arguments.seed)
+    with tempfile.TemporaryDirectory() as folder:
+        whole, killed = Path(folder, "whole"), Path(folder, "killed")
+        command = [f"dataset.root={arguments.dataset.resolve()}", *TINY, *overrides]
+        start(command, whole).wait()
+        resumed = [kill_once(command, killed, i % 2 == 1) for i in range(arguments.kills)]
+        start(command, killed).wait()
+        report(resumed)
+        problems = compare(whole, killed)
+    print("\n".join(problems) if problems else f"equal after {arguments.kills} kills")
+    return int(bool(problems))
+
+
+def start(command: list[str], folder: Path) -> subprocess.Popen[str]:
+    """Start or resume a run."""
+    call = [sys.executable, "-m", "robolearn.cli.train", *command, f"output_dir={folder}"]
+    return subprocess.Popen(call, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+
+
+def kill_once(command: list[str], folder: Path, saving: bool) -> tuple[str, int]:
+    """Start the run, kill it, and say what it was doing and the step of its last checkpoint."""
+    process = start(command, folder)
+    before = last_step(folder)
+    deadline = time.monotonic() + 120
+    while last_step(folder) <= before and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.005)
+    if saving:
+        while not writing(folder) and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.0005)
+        time.sleep(random.uniform(0, 0.02))
+    else:
+        time.sleep(random.uniform(0, 0.3))
+    doing = "saving" if writing(folder) else "training"
+    ended = process.poll() is not None
+    process.kill()
+    _, errors = process.communicate()
+    if ended and process.returncode != 0:
+        raise SystemExit(f"the run failed by itself: {errors[-2000:]}")
+    return "ended before" if ended else doing, last_step(folder)
+
+
+def writing(folder: Path) -> bool:
+    """Whether a checkpoint is being written."""
+    return any((folder / "checkpoints").glob(".0*"))
+
+
+def last_step(folder: Path) -> int:
+    """The step of the newest whole checkpoint, 0 where there is none."""
+    return max((int(path.name) for path in (folder / "checkpoints").glob("[0-9]*")), default=0)
+
+
+def report(kills: list[tuple[str, int]]) -> None:
+    """One line for each kill."""
+    for i, (doing, step) in enumerate(kills, start=1):
+        print(f"kill {i:2}: while {doing:8}, resumed from step {step}")
+
+
+def compare(whole: Path, killed: Path) -> list[str]:
+    """What differs between two runs that should be equal."""
+    problems = []
+    one, other = whole / "checkpoints/last", killed / "checkpoints/last"
+    if one.resolve().name != other.resolve().name:
+        return [f"last checkpoints are {one.resolve().name} and {other.resolve().name}"]
+    for name in ("model.safetensors", "train.safetensors"):
+        a, b = load_file(one / name), load_file(other / name)
+        problems += [f"{name}: {key} differs" for key in a if not torch.equal(a[key], b[key])]
+    states = (torch.load(path / "state.pt", weights_only=True) for path in (one, other))
+    problems += differing(*(dict(optimizer=s["optimizer"], random=s["random"]) for s in states))
+    losses = [logged(path / "metrics.jsonl") for path in (whole, killed)]
+    if losses[0] != losses[1]:
+        problems.append(f"metrics.jsonl differs: {losses[0]} and {losses[1]}")
+    return problems
+
+
+def logged(path: Path) -> list[tuple[Any, ...]]:
+    """Step, losses and evaluation of each line, without what depends on the clock."""
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    keys = ("step", "train/loss", "train/grad_norm", "eval/avg_sum_reward")
+    return [tuple(line.get(key) for key in keys) for line in lines]
+
+
+def differing(a: Any, b: Any, path: str = "state.pt") -> list[str]:
+    """Where two nested states differ."""
+    if isinstance(a, dict):
+        return [text for key in a for text in differing(a[key], b[key], f"{path}.{key}")]
+    if isinstance(a, list | tuple):
+        return [text for i, (x, y) in enumerate(zip(a, b, strict=True)) for text in differing(x, y, f"{path}[{i}]")]
+    same = torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
+    return [] if same else [f"{path} differs"]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,325 @@
+"""From a composed configuration to objects: check every part before anything is written, then build the trainer."""
+
+import json
+import random
+from collections.abc import Callable, Collection, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from robolearn.checkpoint import load_models, load_spec
+from robolearn.cli.compose import Job
+from robolearn.config import check_targets, hint
+from robolearn.data.loader import Loader
+from robolearn.data.sampling import BatchSampler
+from robolearn.envs import check_same_spec
+from robolearn.errors import UserError
+from robolearn.normalize import Normalizer
+from robolearn.optim import merge_options
+from robolearn.policies.base import Policy
+from robolearn.run import Run, holds_run
+from robolearn.trainer import Cadence, Trainer
+from robolearn.types import Spec
+
+AMP = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+RESUME = ("auto", "never", "must")
+AT_LEAST = {
+    "batch_size": 1,
+    "gradient_accumulation_steps": 1,
+    "num_workers": 0,
+    "log_freq": 0,
+    "seed": 0,
+    "offline.steps": 0,
+    "online.steps": 0,
+}
+
+
+def check(jobs: Sequence[Job]) -> None:
+    """Check every job of a run or a sweep: keys, types, the rules of every constructor, device and folder.
+
+    Parts that jobs share are built once. Nothing is written, and nothing large is built.
+
+    Raises:
+        UserError: The first mistake; in a sweep with the overrides of the job that has it.
+    """
+    seen: dict[str, Any] = {}
+    for number, job in enumerate(jobs):
+        try:
+            check_targets_of(job)
+            check_roots(job.cfg)
+            if not job.elsewhere:
+                pick_device(job.cfg.device)
+            check_parts(job.cfg, seen)
+            open_run(job.cfg, job.folder, job.overrides)
+        except UserError as error:
+            if len(jobs) == 1:
+                raise
+            own = [text for text in job.overrides if any(text not in other.overrides for other in jobs)]
+            raise UserError(f"Job {number} of the sweep ({' '.join(own)}): {error}") from error
+
+
+def check_targets_of(job: Job) -> None:
+    """Compare a job's nodes with the signatures of what they name.
+
+    Raises:
+        UserError: They differ; the message tells the first difference and the keys of the others.
+    """
+    messages = check_targets(job.cfg, lambda key: job.sources.origin(key, job.overrides))
+    if messages:
+        raise UserError(_sentence(messages))
+
+
+def check_one_of(key: str, value: str, choices: Collection[str]) -> None:
+    """Refuse a value that is none of the choices.
+
+    Raises:
+        UserError: It is none of them.
+    """
+    if value not in choices:
+        raise UserError(f"{key}={value} is none of {', '.join(choices)}{hint(value, choices)}.")
+
+
+def _sentence(messages: list[str]) -> str:
+    rest = f" (and {len(messages) - 1} more: {'; '.join(m.partition(': ')[0] for m in messages[1:])})"
+    return messages[0] if len(messages) == 1 else messages[0].rstrip(".") + rest + "."
+
+
+def check_roots(cfg: DictConfig) -> None:
+    """Rules of the root keys.
+
+    Raises:
+        UserError: One is broken.
+    """
+    for key, least in AT_LEAST.items():
+        value = OmegaConf.select(cfg, key)
+        if value < least:
+            raise UserError(f"{key}={value}: it must be at least {least}.")
+    if cfg.online.steps > 0:
+        raise UserError(f"online.steps={cfg.online.steps}: training online is not built yet; use online=none.")
+    if cfg.grad_clip_norm is not None and cfg.grad_clip_norm <= 0:
+        raise UserError(f"grad_clip_norm={cfg.grad_clip_norm}: it must be positive, or null to clip nothing.")
+    check_one_of("amp_dtype", cfg.amp_dtype, AMP)
+    check_one_of("resume", cfg.resume, RESUME)
+
+
+def pick_device(name: str | None) -> torch.device:
+    """The device of a name, or the fastest one there is.
+
+    Raises:
+        UserError: No such device is here.
+    """
+    cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
+    if name is None:
+        return torch.device("cuda" if cuda else "mps" if mps else "cpu")
+    kind, _, index = name.partition(":")
+    if kind not in ("cuda", "mps", "cpu") or (index and not index.isdigit()):
+        raise UserError(f"device={name}: it is none of cuda, cuda:N, mps, cpu{hint(kind, ['cuda', 'mps', 'cpu'])}.")
+    if kind == "cuda" and not cuda:
+        raise UserError(f"device={name}: no GPU is visible here; use device=cpu.")
+    if kind == "mps" and not mps:
+        raise UserError(f"device={name}: this machine has no Apple GPU; use device=cpu.")
+    if kind == "cuda" and index and int(index) >= torch.cuda.device_count():
+        raise UserError(f"device={name}: only {torch.cuda.device_count()} GPUs are visible, counted from cuda:0.")
+    return torch.device(name)
+
+
+def open_run(cfg: DictConfig, folder: Path, overrides: Sequence[str]) -> Run:
+    """The run of a folder, to start or to go on with as ``resume`` says; nothing is written.
+
+    Raises:
+        UserError: The folder holds what it may not, or not what it must.
+    """
+    run = Run(folder, plain(cfg, output_dir=str(folder)), overrides)
+    if holds_run(folder):
+        if cfg.resume == "never":
+            raise UserError(f"resume=never: {folder} holds a run already; give another output_dir.")
+        run.check_same()
+        return run
+    if cfg.resume == "must":
+        raise UserError(f"resume=must: {folder} holds no run to go on with; give its output_dir, or resume=auto.")
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"output_dir={folder} is a file; give a folder.")
+    # What Hydra, submitit or a run killed before its first step may have left there.
+    left = {"run.json", "git.diff", ".submitit"}
+    foreign = [file.name for file in _entries(folder) if file.name not in left and file.suffix != ".log"]
+    if foreign:
+        raise UserError(f"output_dir={folder} holds other files ({foreign[0]}) and no run; give a folder of its own.")
+    return run
+
+
+def _entries(folder: Path) -> list[Path]:
+    return sorted(folder.iterdir()) if folder.is_dir() else []
+
+
+def plain(cfg: DictConfig, **changed: Any) -> dict[str, Any]:
+    """The configuration in plain containers."""
+    content = OmegaConf.to_container(cfg, resolve=True)
+    assert isinstance(content, dict)
+    return {**{str(key): value for key, value in content.items()}, **changed}
+
+
+def build(key: str, cfg: DictConfig, *args: Any, **kwargs: Any) -> Any:
+    """What the node of a key describes; the arguments are the code's share of a ``_partial_`` one.
+
+    Raises:
+        UserError: The constructor refused a value.
+    """
+    node = cfg[key]
+    if node is None:
+        return None
+    try:
+        made = instantiate(node, _convert_="all")
+        return made(*args, **kwargs) if args or kwargs else made
+    except InstantiationException as error:
+        cause = error.__cause__
+        if isinstance(cause, (UserError, ValueError)):
+            raise _refused(key, cause) from error
+        if cause is not None:
+            raise cause from error
+        raise UserError(f"{key}: {' '.join(str(error).split())}") from error
+    except ValueError as error:
+        raise _refused(key, error) from error
+
+
+def _refused(key: str, error: Exception) -> UserError:
+    if isinstance(error, UserError):
+        return error
+    return UserError(f"{key}: {' '.join(str(error).split()).rstrip('.')}.")
+
+
+def check_parts(cfg: DictConfig, seen: dict[str, Any]) -> None:
+    """Build the parts that are light, and the policy without memory for its weights.
+
+    Args:
+        cfg: A job's configuration.
+        seen: What was built before, by the sub-configuration; filled here.
+
+    Raises:
+        UserError: A constructor's rule is broken, or the parts do not fit each other.
+    """
+
+    def once(make: Callable[[], Any], *keys: str) -> Any:
+        name = json.dumps([(key, plain(cfg)[key]) for key in keys], default=str)
+        if name not in seen:
+            seen[name] = make()
+        return seen[name]
+
+    dataset = once(partial(build, "dataset", cfg), "dataset")
+    if dataset is None:
+        raise UserError("dataset: there is nothing to train on; choose dataset=NAME.")
+    simulator = once(partial(build, "env", cfg), "env")
+    if simulator is not None:
+        once(lambda: check_same_spec(dataset.spec, simulator.spec), "env", "dataset")
+        once(lambda: build("eval", cfg, env=simulator), "env", "eval")
+    once(partial(build, "image_transforms", cfg), "image_transforms")
+    groups = once(lambda: _check_policy(cfg, dataset), "policy", "dataset")
+    once(lambda: _check_optimizer(cfg, groups), "policy", "optimizer", "scheduler", "param_groups", "offline")
+
+
+def _check_policy(cfg: DictConfig, dataset: Any) -> list[str]:
+    """The names of the policy's parameter groups."""
+    try:
+        with torch.device("meta"):
+            policy = build_policy(cfg, dataset.spec)
+    except (NotImplementedError, RuntimeError):  # its constructor computes with its weights
+        policy = build_policy(cfg, dataset.spec)
+    Normalizer(dataset.spec, policy.normalization_mapping, dataset.stats)
+    return list(policy.param_groups())
+
+
+def _check_optimizer(cfg: DictConfig, groups: list[str]) -> None:
+    stand_in = {name: [torch.nn.Parameter(torch.zeros(1))] for name in groups}
+    optimizer = build("optimizer", cfg, merge_options(stand_in, plain(cfg)["param_groups"]))
+    build("scheduler", cfg, optimizer, num_training_steps=total_steps(cfg))
+
+
+def total_steps(cfg: DictConfig) -> int:
+    """Updates of all phases."""
+    return cfg.offline.steps + cfg.online.steps
+
+
+def build_policy(cfg: DictConfig, spec: Spec) -> Policy:
+    """A policy for what is observed and commanded.
+
+    Raises:
+        UserError: Its options contradict each other or the spec.
+    """
+    policy = build("policy", cfg, spec=spec)
+    if not isinstance(policy, Policy):
+        raise UserError(f"policy._target_={cfg.policy._target_}: this is no robolearn.policies.base.Policy.")
+    return policy
+
+
+def load_policy(folder: Path, device: torch.device) -> tuple[Policy, Normalizer]:
+    """The policy and normaliser of a checkpoint, as they act.
+
+    Raises:
+        UserError: The weights do not fit the configuration beside them.
+    """
+    cfg = OmegaConf.create({"policy": OmegaConf.load(folder / "config.yaml")["policy"]})
+    spec = load_spec(folder)
+    policy = build_policy(cfg, spec)
+    normalizer = Normalizer(spec, policy.normalization_mapping)
+    try:
+        load_models(folder, {"policy": policy, "normalizer": normalizer})
+    except RuntimeError as error:
+        raise UserError(
+            f"The weights in {folder} do not fit the policy of its config.yaml "
+            f"({' '.join(str(error).split())[:200]}); use the code that trained it, see run.json for its commit."
+        ) from error
+    return policy.to(device).eval(), normalizer.to(device)
+
+
+def seed_everything(seed: int) -> None:
+    """Seed every source of randomness of this process."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)  # noqa: NPY002 (third-party code draws from it)
+    torch.manual_seed(seed)
+
+
+def build_trainer(cfg: DictConfig, run: Run) -> Trainer:
+    """The trainer of a run, with its dataset loaded; nothing is trained yet.
+
+    Raises:
+        UserError: A part refuses its configuration or the dataset is not sound.
+    """
+    device = pick_device(cfg.device)
+    seed_everything(cfg.seed)
+    dataset = build("dataset", cfg)
+    simulator = build("env", cfg)
+    if simulator is not None:
+        check_same_spec(dataset.spec, simulator.spec)
+    # The weights are drawn on the CPU, so that a seed means the same on every device.
+    policy = build_policy(cfg, dataset.spec).to(device)
+    normalizer = Normalizer(dataset.spec, policy.normalization_mapping, dataset.stats).to(device)
+    optimizer = build("optimizer", cfg, merge_options(policy.param_groups(), plain(cfg)["param_groups"]))
+    steps = total_steps(cfg)
+    frames = dataset.load(device)
+    sampler = BatchSampler(dataset.valid_indices(policy.drop_n_last_frames), cfg.batch_size, cfg.seed)
+    return Trainer(
+        policy=policy,
+        normalizer=normalizer,
+        optimizer=optimizer,
+        schedule=build("scheduler", cfg, optimizer, num_training_steps=steps),
+        loader=Loader(frames, sampler, policy.window, device, cfg.num_workers),
+        device=device,
+        steps=steps,
+        cadence=Cadence(cfg.log_freq, cfg.eval_freq, cfg.save_freq, cfg.save_checkpoint),
+        run=run,
+        logger=build("logger", cfg, run.folder),
+        checkpoints=build(
+            "checkpoints", cfg, run.folder, OmegaConf.to_yaml(OmegaConf.create(dict(run.config))), dataset.spec
+        ),
+        evaluator=build("eval", cfg, env=simulator) if simulator is not None else None,
+        ema=build("ema", cfg, policy) if cfg.use_ema else None,
+        image_transforms=build("image_transforms", cfg),
+        grad_clip_norm=cfg.grad_clip_norm,
+        gradient_accumulation_steps=cfg.gradient_accumulation_steps,
+        amp_dtype=AMP[cfg.amp_dtype] if cfg.use_amp else None,
+    )

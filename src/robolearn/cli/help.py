@@ -1,0 +1,103 @@
+"""The text of ``--help``, from the files that are there; fast, because nothing is composed."""
+
+from pathlib import Path
+
+from robolearn.config import GROUPS, conf_dir
+
+TRAIN = """\
+robolearn-train trains a policy from demonstrations and evaluates it.
+
+Usage:
+  robolearn-train [OPTION] [GROUP=NAME] [KEY=VALUE] [+experiment=NAME]
+
+Examples:
+  robolearn-train policy=diffusion env=pusht
+  robolearn-train env=none dataset.repo_id=me/folding dataset.root=data/folding batch_size=64
+  robolearn-train +experiment=diffusion_pusht_fast optimizer.lr=1e-4
+  robolearn-train optimizer=sgd optimizer.momentum=0.9 offline.steps=20000
+  robolearn-train -m seed=1,2,3 optimizer.lr=1e-4,3e-4       a sweep of six runs, in multirun/
+  robolearn-train -m hydra/launcher=slurm seed=1,2,3         the same as one SLURM array
+  robolearn-train --config-dir my/conf policy=mine           an option from a folder of your own
+  robolearn-train output_dir=outputs/a                       again: goes on where it was stopped
+
+Groups (GROUP=NAME, the default is marked *):
+{groups}
+Also:
+  +experiment=NAME        settings that belong together: {experiments}
+  hydra/launcher=NAME     where the runs of a sweep work: {launchers}
+
+Options:
+  --cfg job               show the configuration, with a comment for every key in {conf}
+  --cfg job -p policy     show one part of it
+  -m, --multirun          a run for every combination of values separated by commas
+  --config-dir FOLDER     a folder of your own beside the files that come with robolearn
+  --config-name NAME      another primary configuration than train
+  --info defaults         which files a configuration is made of, and in which order
+  -sc install=bash        shell completion: eval "$(robolearn-train -sc install=bash)" (also zsh, fish)
+  --hydra-help            Hydra's own options
+
+Precedence: command line > +experiment > policy preset (its optimizer and scheduler) > group default.
+"""
+
+EVALUATE = """\
+robolearn-eval evaluates a checkpoint in the simulator of its run.
+
+Usage:
+  robolearn-eval checkpoint=FOLDER_OR_HUB_ID [KEY=VALUE]
+
+Examples:
+  robolearn-eval checkpoint=outputs/a                              its newest checkpoint
+  robolearn-eval checkpoint=outputs/a/checkpoints/00020000 eval.n_episodes=200 seed=7
+  robolearn-eval checkpoint=outputs/a/checkpoints/best device=cpu
+  robolearn-eval checkpoint=me/diffusion_pusht download=true       a checkpoint from the Hugging Face hub
+
+Keys, with the values of the checkpoint's run unless given:
+  checkpoint              a run's folder, one of its checkpoints, or a hub id
+  seed                    decides the episodes
+  device                  cuda, mps or cpu
+  use_amp, amp_dtype      mixed precision
+  env.*, eval.*           the simulator, and how it evaluates; env=NAME takes another simulator:
+{groups}
+  output_dir              where the videos and eval.json go
+  download                true: fetch a hub id
+
+Without overrides the figures are those of the run's own evaluation at that step.
+
+Options:
+  --cfg job               show the configuration
+  --config-dir FOLDER     a folder of your own beside the files that come with robolearn
+  --hydra-help            Hydra's own options
+"""
+
+
+def train(own: str | None) -> str:
+    """The help of ``robolearn-train``, with the options of a user's own folder."""
+    defaults = _defaults()
+    lines = []
+    for group, text in GROUPS.items():
+        names = [f"{name}*" if name == defaults.get(group) else name for name in _options(group, own)]
+        lines.append(f"  {group:<18}{text}\n  {'':<18}  {', '.join(names)}\n")
+    return TRAIN.format(
+        groups="".join(lines),
+        experiments=", ".join(_options("experiment", own)),
+        launchers=", ".join(["basic*", *_options("hydra/launcher", own)]),
+        conf=conf_dir() / "train.yaml",
+    )
+
+
+def evaluate(own: str | None) -> str:
+    """The help of ``robolearn-eval``."""
+    groups = "\n".join(f"    {group}: {', '.join(_options(group, own))}" for group in ("env", "eval"))
+    return EVALUATE.format(groups=groups)
+
+
+def _options(group: str, own: str | None) -> list[str]:
+    folders = [conf_dir(), *([Path(own)] if own else [])]
+    return sorted({file.stem for folder in folders for file in (folder / group).glob("*.yaml")})
+
+
+def _defaults() -> dict[str, str]:
+    import yaml
+
+    items = yaml.safe_load((conf_dir() / "train.yaml").read_text())["defaults"]
+    return {key: str(value) for item in items if isinstance(item, dict) for key, value in item.items()}

@@ -1,0 +1,94 @@
+"""``robolearn-train``: compose, check, build, run."""
+
+import json
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig
+
+from robolearn.cli.compose import compose, exit_with, parse
+from robolearn.config import conf_dir
+from robolearn.errors import UserError
+
+log = logging.getLogger(__name__)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """The entry point; a mistake of the user's is one sentence on stderr and status 2."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        line = parse(arguments, "train")
+        if line.args.help:
+            from robolearn.cli import help as texts
+
+            print(texts.train(line.args.config_dir), end="")
+            return
+        if line.args.cfg or line.args.info or not line.shows_only:
+            jobs = compose(line, "train")
+        if not line.shows_only:
+            from robolearn.cli.build import check  # imports torch, which questions need not wait for
+
+            check(jobs)
+    except UserError as error:
+        exit_with(error)
+    sys.argv[1:] = line.argv
+    hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="train")(run_job)()
+
+
+def run_job(cfg: DictConfig) -> float | None:
+    """One run; returns its metric for sweepers.
+
+    A mistake ends a single run with one sentence; in a sweep it is raised, so that the other jobs go on.
+    """
+    try:
+        return _train(cfg)
+    except UserError as error:
+        if HydraConfig.get().mode == RunMode.MULTIRUN:
+            raise
+        exit_with(error)
+
+
+def _train(cfg: DictConfig) -> float | None:
+    from robolearn.cli.build import build_trainer, open_run, plain, total_steps
+    from robolearn.run import newest_unfinished, status
+
+    context = HydraConfig.get()
+    folder = Path(context.runtime.output_dir)
+    overrides = list(context.overrides.task)
+    run = open_run(cfg, folder, overrides)
+    if not run.exists:
+        if context.mode == RunMode.RUN and folder == Path(cfg.output_dir).absolute() and not _named(context):
+            other = newest_unfinished(folder.parents[1], plain(cfg))
+            if other:
+                log.info("A run of the same configuration was not finished: output_dir=%s goes on with it.", other)
+        run.record()
+    elif (found := status(folder)) and found["state"] == "finished" and found["step"] >= total_steps(cfg):
+        metric = recorded(folder, cfg.checkpoints.metric)
+        log.info("%s is finished at step %d; %s was %s.", folder, found["step"], cfg.checkpoints.metric, metric)
+        return metric
+    return build_trainer(cfg, run).train()
+
+
+def _named(context: Any) -> bool:
+    """Whether the user named the run's folder."""
+    typed = [*context.overrides.task, *context.overrides.hydra]
+    return any(text.lstrip("+").startswith(("output_dir=", "hydra.run.dir=")) for text in typed)
+
+
+def recorded(folder: Path, metric: str) -> float | None:
+    """The last value of an evaluation scalar in a run's ``metrics.jsonl``."""
+    value = None
+    file = folder / "metrics.jsonl"
+    for text in file.read_text().splitlines() if file.exists() else []:
+        value = json.loads(text).get(f"eval/{metric}", value)
+    return value
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,99 @@
+"""Where a dataset lies: a folder, a cache of the Hugging Face hub, or the hub itself if that is asked for."""
+
+import os
+from pathlib import Path
+
+from robolearn.errors import UserError
+
+
+def find_root(repo_id: str | None, root: str | None, revision: str | None, download: bool) -> Path:
+    """The folder of a dataset.
+
+    Looks into `root` if that is given; else for `repo_id` below ``$HF_LEROBOT_HOME`` (by default
+    ``~/.cache/huggingface/lerobot``), then in the hub's own cache. Only `download` lets it use the network.
+
+    Raises:
+        UserError: The dataset is in none of these places; the message names the ways out.
+    """
+    if root is not None:
+        folder = Path(root).expanduser()
+        if (folder / "meta" / "info.json").is_file() or not (download and repo_id):
+            return _existing(folder)
+        return _download(repo_id, revision, folder)
+    if not repo_id:
+        raise UserError(
+            "No dataset is named: give dataset.root=FOLDER, or the dataset.repo_id=NAME/DATASET of one on the hub."
+        )
+    folder = _lerobot_home() / repo_id
+    if revision is None and (folder / "meta" / "info.json").is_file():
+        return folder
+    found = _in_hub_cache(repo_id, revision)
+    if found is not None and (found / "meta" / "info.json").is_file() and not download:
+        return found
+    if download:
+        return _download(repo_id, revision, None)
+    raise UserError(
+        f"Dataset {repo_id!r} is not on this machine: name its folder by dataset.root=FOLDER, record one with "
+        "robolearn-collect, or let it be fetched with dataset.download=true."
+    )
+
+
+def _existing(folder: Path) -> Path:
+    if not folder.is_dir():
+        raise UserError(
+            f"dataset.root={folder} is no folder: name one that holds a LeRobot dataset, record one with "
+            "robolearn-collect, or leave dataset.root out and fetch dataset.repo_id with dataset.download=true."
+        )
+    if not (folder / "meta" / "info.json").is_file():
+        raise UserError(
+            f"dataset.root={folder} holds no meta/info.json: name the folder of a LeRobot dataset "
+            "(v2.0, v2.1 or v3.0), which has meta/ and data/ in it."
+        )
+    return folder
+
+
+def _lerobot_home() -> Path:
+    home = os.environ.get("HF_LEROBOT_HOME")
+    if home:
+        return Path(home).expanduser()
+    return Path(os.environ.get("HF_HOME") or "~/.cache/huggingface").expanduser() / "lerobot"
+
+
+def _in_hub_cache(repo_id: str, revision: str | None) -> Path | None:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(repo_id, repo_type="dataset", revision=revision, local_files_only=True))
+    except HFValidationError:
+        raise UserError(
+            f"dataset.repo_id={repo_id} is no hub id, which reads NAME/DATASET: for a folder use dataset.root."
+        ) from None
+    except LocalEntryNotFoundError:
+        return None
+
+
+def _download(repo_id: str | None, revision: str | None, folder: Path | None) -> Path:
+    from huggingface_hub import constants, snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    assert repo_id is not None
+    if constants.HF_HUB_OFFLINE:
+        found = _in_hub_cache(repo_id, revision) if folder is None else None
+        if found is not None:
+            return found
+        raise UserError(
+            f"Dataset {repo_id!r} is not on this machine, and HF_HUB_OFFLINE forbids dataset.download=true: "
+            "unset HF_HUB_OFFLINE, or name the dataset's folder by dataset.root=FOLDER."
+        )
+    try:
+        place = snapshot_download(repo_id, repo_type="dataset", revision=revision, local_dir=folder)
+    except HFValidationError:
+        raise UserError(f"dataset.repo_id={repo_id} is no hub id, which reads NAME/DATASET.") from None
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+        raise UserError(
+            f"Dataset {repo_id!r} could not be fetched from the hub ({reason}): look at dataset.repo_id and the "
+            "network, or name a folder that holds it by dataset.root=FOLDER."
+        ) from None
+    return Path(place)

@@ -1,0 +1,262 @@
+"""Frames out of video files: every wanted frame once, files and parts of files at the same time.
+
+A file is first read without decoding, which gives the times of its frames; each wanted time is matched with
+the nearest frame. Then runs of frames between two key frames are decoded one after another, in parallel.
+"""
+
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import av
+import av.error
+import numpy as np
+from av.video.reformatter import VideoReformatter
+
+from robolearn.errors import UserError
+
+Write = Callable[[int, np.ndarray], None]
+"""Takes a row of the output and its picture, uint8 (C, H, W)."""
+
+FORMATS = {3: "rgb24", 1: "gray"}
+
+# Threads inside of one small conversion cost more than they gain. Older PyAV has none and no such argument.
+CONVERSION = {"threads": 1} if int(av.__version__.split(".")[0]) >= 17 else {}
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """The frames to take from one file, in any order.
+
+    Args:
+        file: The video.
+        times: Seconds of the file's own clock, float64 (n,).
+        rows: Where each one goes in the output, int64 (n,).
+        episodes: The episode of each one, for messages, int64 (n,).
+        frames: The frame's number in that episode, for messages, int64 (n,).
+    """
+
+    file: Path
+    times: np.ndarray
+    rows: np.ndarray
+    episodes: np.ndarray
+    frames: np.ndarray
+
+
+@dataclass(frozen=True)
+class Run:
+    """Frames to decode in one go: seek to `seek`, write each frame whose presentation time is in `rows`."""
+
+    wanted: Wanted
+    seek: int
+    rows: dict[int, list[int]]
+
+
+def cpu_count() -> int:
+    """Processor cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def refuse(wanted: Wanted, position: int, reason: str) -> UserError:
+    """The error that names the file, and the episode of the wanted frame at `position`."""
+    episode = int(wanted.episodes[position])
+    return UserError(
+        f"{wanted.file} {reason} (episode {episode}, frame {int(wanted.frames[position])}): fetch or write it "
+        "again, or leave that episode out with dataset.episodes."
+    )
+
+
+def decode(requests: list[Wanted], shape: tuple[int, ...], tolerance_s: float, write: Write) -> None:
+    """Decode with PyAV. `write` is called from several threads, once for each wanted frame.
+
+    Args:
+        requests: What is wanted of each file.
+        shape: The picture's (C, H, W), from ``info.json``.
+        tolerance_s: How far a frame may lie from the wanted time.
+        write: Where the pictures go.
+
+    Raises:
+        UserError: A file is missing, broken or truncated, holds no frame at a wanted time, or pictures of
+            another size.
+    """
+    workers = cpu_count()
+    with ThreadPoolExecutor(workers, thread_name_prefix="decode") as pool:
+        plans = pool.map(lambda wanted: _plan(wanted, tolerance_s, workers), requests)
+        runs = [run for plan in plans for run in plan]
+        # Enough runs keep every core busy by themselves; threads inside of a decoder would only compete.
+        threads = 1 if len(runs) >= workers else 0
+        futures = [pool.submit(_decode_run, run, shape, threads, write) for run in runs]
+        try:
+            for future in futures:
+                future.result()
+        except BaseException:
+            for future in futures:
+                future.cancel()
+            raise
+
+
+def _open(wanted: Wanted) -> Any:
+    try:
+        container = av.open(str(wanted.file), "r")
+    except FileNotFoundError:
+        raise refuse(wanted, 0, "is missing") from None
+    except (av.error.FFmpegError, OSError) as error:
+        raise refuse(wanted, 0, f"is truncated or no video ({_reason(error)})") from None
+    if not container.streams.video:
+        container.close()
+        raise refuse(wanted, 0, "holds no video stream")
+    return container
+
+
+def _reason(error: Exception) -> str:
+    return (getattr(error, "strerror", None) or str(error) or type(error).__name__).rstrip(".")
+
+
+def _plan(wanted: Wanted, tolerance_s: float, workers: int) -> list[Run]:
+    """Match wanted times with the file's frames, and cut the work at key frames."""
+    with _open(wanted) as container:
+        stream = container.streams.video[0]
+        base = float(stream.time_base)
+        try:
+            packets = [
+                (packet.pts, packet.dts if packet.dts is not None else packet.pts, packet.is_keyframe)
+                for packet in container.demux(stream)
+                if packet.pts is not None
+            ]
+        except (av.error.FFmpegError, OSError) as error:
+            raise refuse(wanted, 0, f"is truncated or no video ({_reason(error)})") from None
+    if not packets:
+        raise refuse(wanted, 0, "holds no frame")
+    times = np.array(sorted(pts for pts, _, _ in packets), dtype=np.int64)
+    nearest = _match(wanted, times, base, tolerance_s)
+    keys = sorted((pts, dts) for pts, dts, is_key in packets if is_key) or [min(packets)[:2]]
+    starts = np.array([pts for pts, _ in keys], dtype=np.int64)
+    group = np.maximum(np.searchsorted(starts, nearest, side="right") - 1, 0)
+    least = max(64, -(-len(nearest) // (4 * workers)))
+    runs: list[Run] = []
+    previous = -2
+    for position in np.argsort(nearest, kind="stable"):
+        key = int(group[position])
+        if key != previous and (key != previous + 1 or len(runs[-1].rows) >= least):
+            runs.append(Run(wanted, keys[key][1], {}))
+        previous = key
+        runs[-1].rows.setdefault(int(nearest[position]), []).append(int(position))
+    return runs
+
+
+def _match(wanted: Wanted, times: np.ndarray, base: float, tolerance_s: float) -> np.ndarray:
+    """The presentation time, in ticks of the stream, of the frame nearest to each wanted time."""
+    seconds = times * base
+    after = np.clip(np.searchsorted(seconds, wanted.times), 1, max(len(times) - 1, 1))
+    before = after - 1
+    after = np.minimum(after, len(times) - 1)
+    closer = np.abs(seconds[before] - wanted.times) <= np.abs(seconds[after] - wanted.times)
+    index = np.where(closer, before, after)
+    off = np.abs(seconds[index] - wanted.times)
+    wrong = np.flatnonzero(~(off <= tolerance_s))
+    if wrong.size:
+        position = int(wrong[0])
+        want, found = float(wanted.times[position]), float(seconds[index[position]])
+        if want > seconds[-1]:
+            raise refuse(wanted, position, f"ends at {seconds[-1]:.6g} s, before the frame at {want:.6g} s")
+        raise refuse(
+            wanted,
+            position,
+            f"has no frame at {want:.6g} s: the nearest lies at {found:.6g} s, off by more than "
+            f"dataset.tolerance_s={tolerance_s:g}",
+        )
+    return times[index]
+
+
+def _decode_run(run: Run, shape: tuple[int, ...], threads: int, write: Write) -> None:
+    wanted, pending = run.wanted, dict(run.rows)
+    converter = VideoReformatter()  # Kept over the frames: setting one up costs more than decoding a frame.
+    with _open(wanted) as container:
+        stream = container.streams.video[0]
+        stream.thread_type = "AUTO"
+        stream.codec_context.thread_count = threads
+        try:
+            container.seek(run.seek, stream=stream, backward=True)
+            for frame in container.decode(stream):
+                positions = pending.pop(frame.pts, None)
+                if positions is None:
+                    continue
+                if frame.is_corrupt:
+                    raise refuse(wanted, positions[0], "holds a damaged picture")
+                if (frame.height, frame.width) != shape[1:]:
+                    raise refuse(
+                        wanted,
+                        positions[0],
+                        f"holds pictures of {frame.height} x {frame.width}, but meta/info.json says "
+                        f"{shape[1]} x {shape[2]}",
+                    )
+                picture = converter.reformat(frame, format=FORMATS[shape[0]], **CONVERSION).to_ndarray()
+                picture = np.ascontiguousarray(picture.reshape(*shape[1:], shape[0]).transpose(2, 0, 1))
+                for position in positions:
+                    write(int(wanted.rows[position]), picture)
+                if not pending:
+                    break
+        except av.error.FFmpegError as error:
+            position = min(pending.values())[0] if pending else 0
+            raise refuse(wanted, position, f"cannot be decoded ({_reason(error)})") from None
+    if pending:
+        position = min(pending.values())[0]
+        raise refuse(wanted, position, f"is truncated or damaged: {len(pending)} frames do not decode")
+
+
+def decode_torchcodec(requests: list[Wanted], shape: tuple[int, ...], tolerance_s: float, write: Write) -> None:
+    """Decode with torchcodec; arguments and errors as `decode`. Its pictures may differ from PyAV's."""
+    try:
+        from torchcodec.decoders import VideoDecoder  # pyright: ignore[reportMissingImports]
+    except (ImportError, RuntimeError, OSError) as error:
+        raise UserError(
+            f"dataset.video_backend=torchcodec cannot be loaded ({str(error).splitlines()[0]}): install "
+            "torchcodec and FFmpeg's libraries, or use dataset.video_backend=av."
+        ) from None
+
+    def one_file(wanted: Wanted) -> None:
+        try:
+            decoder = VideoDecoder(str(wanted.file), seek_mode="exact", num_ffmpeg_threads=1)
+        except (ValueError, RuntimeError, OSError) as error:
+            raise refuse(wanted, 0, f"is missing, truncated or no video ({_first_line(error)})") from None
+        order = np.argsort(wanted.times, kind="stable")
+        fps = float(decoder.metadata.average_fps or 1.0)
+        for first in range(0, len(order), 64):
+            part = order[first : first + 64]
+            asked = (wanted.times[part] + 0.5 / fps).tolist()
+            try:
+                frames = decoder.get_frames_played_at(asked)
+            except (ValueError, RuntimeError, IndexError) as error:
+                reason = f"does not decode, or ends before a wanted frame ({_first_line(error)})"
+                raise refuse(wanted, int(part[-1]), reason) from None
+            _match_found(wanted, part, frames.pts_seconds.numpy(), tolerance_s)
+            pictures = frames.data.numpy()[:, : shape[0]]
+            if pictures.shape[1:] != shape:
+                sizes = f"{list(pictures.shape[1:])}, but meta/info.json says {list(shape)}"
+                raise refuse(wanted, int(part[0]), f"holds pictures of {sizes}")
+            for position, picture in zip(part, pictures, strict=True):
+                write(int(wanted.rows[position]), np.ascontiguousarray(picture))
+
+    with ThreadPoolExecutor(cpu_count(), thread_name_prefix="decode") as pool:
+        for _ in pool.map(one_file, requests):
+            pass
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+
+
+def _match_found(wanted: Wanted, part: np.ndarray, found: np.ndarray, tolerance_s: float) -> None:
+    off = np.abs(found - wanted.times[part])
+    wrong = np.flatnonzero(~(off <= tolerance_s))
+    if wrong.size:
+        position = int(part[wrong[0]])
+        raise refuse(
+            wanted,
+            position,
+            f"has no frame at {wanted.times[position]:.6g} s: the nearest lies at {found[wrong[0]]:.6g} s, off "
+            f"by more than dataset.tolerance_s={tolerance_s:g}",
+        )

@@ -1,0 +1,293 @@
+"""Between gymnasium and the toolkit: every quirk of gymnasium and of its versions stays in this module.
+
+Nothing here imports torch, so that the worker processes of asynchronous environments start fast and stay small.
+"""
+
+import logging
+import multiprocessing
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from gymnasium import spaces
+from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
+from gymnasium.vector.async_vector_env import _async_worker
+
+from robolearn.errors import UserError
+
+log = logging.getLogger(__name__)
+
+Observation = dict[str, np.ndarray]
+
+CHANNELS = (1, 3, 4)
+
+
+class CanonicalObservation(gym.ObservationWrapper):
+    """Observations as one flat dict by dataset key: images uint8 (C, H, W), all else float32.
+
+    A nested dict's keys are joined by ``/``. An observation that is no dict is called ``pixels`` if it is an image,
+    ``state`` otherwise.
+
+    Args:
+        env: The simulator.
+        features_map: Dataset key of each of the simulator's keys, None for one to leave out; names of keys the
+            simulator does not give are ignored, so that one map serves every obs_type.
+
+    Raises:
+        UserError: A key is not in the map, two have one name, or a space can't be recorded.
+    """
+
+    def __init__(self, env: gym.Env, features_map: Mapping[str, str | None]) -> None:
+        super().__init__(env)
+        self._keys: dict[str, str] = {}
+        self._channel_last: set[str] = set()
+        canonical: dict[str, spaces.Box] = {}
+        for name, space in _leaves(env.observation_space, env.observation_space):
+            key = _dataset_key(name, features_map)
+            if key is None:
+                continue
+            if key in canonical:
+                raise UserError(f"env.features_map gives {key} twice, for {self._keys[key]!r} and {name!r}.")
+            self._keys[key] = name
+            canonical[key] = self._canonical_space(name, key, space)
+        self._spaces = canonical
+        self.observation_space = spaces.Dict(dict(canonical))
+
+    def _canonical_space(self, name: str, key: str, space: spaces.Space) -> spaces.Box:
+        if not isinstance(space, spaces.Box):
+            raise UserError(
+                f"The simulator's observation {name!r} is a {type(space).__name__}, which has no place in a dataset; "
+                f"map it to null in env.features_map or give a Box instead."
+            )
+        if not key.startswith("observation.image"):
+            shape = space.shape or (1,)
+            return spaces.Box(-np.inf, np.inf, shape, np.float32)
+        if space.dtype != np.uint8 or len(space.shape) != 3:
+            raise UserError(
+                f"env.features_map calls {name!r} an image ({key}), but the simulator gives {space.dtype} of shape "
+                f"{space.shape} instead of uint8 (height, width, channels)."
+            )
+        height, width, channels = space.shape
+        if channels in CHANNELS:
+            self._channel_last.add(key)
+            return spaces.Box(0, 255, (channels, height, width), np.uint8)
+        return spaces.Box(0, 255, space.shape, np.uint8)
+
+    def observation(self, observation: Any) -> Observation:
+        """The observation by dataset key."""
+        leaves = dict(_leaves(observation, self.env.observation_space))
+        return {key: self._convert(key, leaves[name]) for key, name in self._keys.items()}
+
+    def _convert(self, key: str, value: Any) -> np.ndarray:
+        space = self._spaces[key]
+        if key in self._channel_last:
+            value = np.moveaxis(np.asarray(value), -1, 0)
+        value = np.ascontiguousarray(value, dtype=space.dtype).reshape(space.shape)
+        # Some simulators return views of buffers that the next step overwrites.
+        return value.copy() if value.base is not None else value
+
+
+class SuccessInfo(gym.Wrapper):
+    """Reduces the info to ``success``, once it is a bool of every step, so that vectors of it stay cheap.
+
+    Args:
+        env: The simulator.
+        key: What its info calls success; None where it knows none.
+    """
+
+    def __init__(self, env: gym.Env, key: str | None) -> None:
+        super().__init__(env)
+        self._key = key
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict]:
+        """Reset; the info is empty, since an episode of no steps is not yet judged."""
+        observation, _ = self.env.reset(seed=seed, options=options)
+        return observation, {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict]:
+        """Step; the info holds ``success`` or nothing."""
+        observation, reward, terminated, truncated, info = self.env.step(action)
+        if self._key is None:
+            return observation, float(reward), bool(terminated), bool(truncated), {}
+        if self._key not in info:
+            raise UserError(
+                f"The simulator reports no {self._key!r} in its info (it has: {', '.join(info) or 'nothing'}); "
+                "set env.success_key to the one that says success, or to null."
+            )
+        success = bool(info[self._key])
+        return observation, float(reward), bool(terminated), bool(truncated), {"success": success}
+
+
+class FreezeWhenDone(gym.Wrapper):
+    """One place of a vector of simulators: after its episode's end the simulator is left alone until the next reset.
+
+    Vectors step all of their places at once. A finished place answers with its last observation, reward 0 and its
+    last flags. An idle one, which has no episode at all, does the same from its reset on, with zeros to see.
+    A crash inside of the simulator is reported with the simulator's name, the episode's seed and the step.
+
+    Attributes:
+        idle: Set before a reset: this place runs no episode.
+        filmed: Whether `frame` renders.
+    """
+
+    def __init__(self, env: gym.Env, name: str) -> None:
+        super().__init__(env)
+        self.idle = False
+        self.filmed = False
+        self._name = name
+        self._seed: int | None = None
+        self._steps = 0
+        self._last: Any = None
+        self._flags = (False, False)
+        self._fresh = False
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict]:
+        """Start the episode of `seed`, unless the place is idle."""
+        self._seed, self._steps, self._flags, self._fresh = seed, 0, (False, False), not self.idle
+        if self.idle:
+            self._flags = (False, True)
+            self._last = {key: np.zeros(s.shape, s.dtype) for key, s in self.observation_space.items()}  # type: ignore[attr-defined]
+            return self._last, {}
+        self._last, info = self._guarded("reset", lambda: self.env.reset(seed=seed, options=options))
+        return self._last, info
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict]:
+        """Step the simulator, or repeat the last observation when the episode is over."""
+        self._fresh = not any(self._flags)
+        if not self._fresh:
+            terminated, truncated = self._flags
+            return self._last, 0.0, terminated, truncated, {}
+        self._steps += 1
+        self._last, reward, terminated, truncated, info = self._guarded("step", lambda: self.env.step(action))
+        self._flags = (terminated, truncated)
+        return self._last, reward, terminated, truncated, info
+
+    def frame(self) -> np.ndarray | None:
+        """What the last reset or step led to, rendered, (H, W, 3) uint8; None if not filmed or if it did nothing."""
+        if not (self.filmed and self._fresh):
+            return None
+        return self._guarded("render", self.env.render)
+
+    def _guarded(self, what: str, call: Callable[[], Any]) -> Any:
+        try:
+            return call()
+        except UserError:
+            raise
+        except Exception as error:
+            # The one broad except: the simulator is not our code, and in a worker process its exception may not
+            # even be picklable. The cause stays chained, its place is named.
+            log.debug("The simulator failed", exc_info=True)
+            where = f"in {what} {self._steps}" if what == "step" else f"in {what}"
+            raise UserError(
+                f"The simulator {self._name} failed {where} of the episode with seed {self._seed}: {one_line(error)}."
+            ) from error
+
+
+class SyncSimulators(SyncVectorEnv):
+    """Simulators in this process, one after the other; never reset by themselves."""
+
+    def __init__(self, env_fns: Sequence[Callable[[], gym.Env]]) -> None:
+        super().__init__(env_fns, autoreset_mode=AutoresetMode.DISABLED)
+
+    def step(self, actions: Any) -> tuple[Any, np.ndarray, np.ndarray, np.ndarray, dict]:
+        """Step all."""
+        # gymnasium asserts that no finished environment is stepped; ours are frozen then.
+        self._autoreset_envs[:] = False
+        return super().step(actions)
+
+
+class AsyncSimulators(AsyncVectorEnv):
+    """Simulators in a process each; never reset by themselves.
+
+    The processes come from a fork server: plain fork would copy a parent with CUDA and running threads, and spawn
+    would import everything once for each process. `preload` names what the server imports, once.
+    They leave signals to the parent, which decides when an evaluation ends, and are killed when closed.
+    """
+
+    def __init__(self, env_fns: Sequence[Callable[[], gym.Env]], preload: Sequence[str] = ()) -> None:
+        context = "spawn"
+        if "forkserver" in multiprocessing.get_all_start_methods():
+            context = "forkserver"
+            modules = ["__main__", __name__, *preload]
+            multiprocessing.get_context("forkserver").set_forkserver_preload(modules)
+        super().__init__(env_fns, context=context, worker=_worker, autoreset_mode=AutoresetMode.DISABLED)
+
+    def close_extras(self, timeout: float | None = None, terminate: bool = False) -> None:
+        """Kill the processes; they hold nothing that is worth an orderly end."""
+        for process in self.processes:
+            process.kill()
+        for process in self.processes:
+            process.join()
+        for pipe in self.parent_pipes:
+            if pipe is not None:
+                pipe.close()
+
+
+def _worker(*arguments: Any) -> None:
+    """gymnasium's worker, deaf to the signals that a terminal or a cluster sends to all processes of a job."""
+    for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
+    _async_worker(*arguments)
+
+
+Simulators = SyncSimulators | AsyncSimulators
+
+
+def make_vector(env_fns: Sequence[Callable[[], gym.Env]], use_async: bool, preload: Sequence[str]) -> Simulators:
+    """A vector of simulators, each made by its function."""
+    if not use_async:
+        return SyncSimulators(env_fns)
+    try:
+        return AsyncSimulators(env_fns, preload)
+    except (EOFError, ConnectionError) as error:
+        raise UserError(
+            "A simulator's process ended while it started (its own message is above; too little memory, or a script "
+            'without `if __name__ == "__main__":`, are common causes); set eval.use_async_envs=false to see it here.'
+        ) from error
+
+
+def one_line(error: BaseException) -> str:
+    """An exception's type, message and place, fit to stand in a sentence."""
+    message = " ".join(str(error).split()) or "no message"
+    if len(message) > 300:
+        message = message[:300] + "…"
+    frames = traceback.extract_tb(error.__traceback__)
+    place = f" ({frames[-1].filename}:{frames[-1].lineno})" if frames else ""
+    return f"{type(error).__name__}: {message.rstrip('.')}{place}"
+
+
+def calm_threads() -> None:
+    """In a worker process: one thread for OpenCV, which would otherwise start one per core in every process."""
+    if multiprocessing.parent_process() is not None and "cv2" in sys.modules:
+        sys.modules["cv2"].setNumThreads(1)
+
+
+def _leaves(value: Any, space: spaces.Space, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Names and values of an observation of a space; the space itself, given as its value, has its parts."""
+    if isinstance(space, spaces.Dict):
+        for name, child in space.items():
+            yield from _leaves(value[name], child, f"{prefix}{name}/")
+    else:
+        yield prefix[:-1] or _bare_name(space), value
+
+
+def _bare_name(space: spaces.Space) -> str:
+    return "pixels" if space.dtype == np.uint8 and len(space.shape or ()) == 3 else "state"
+
+
+def _dataset_key(name: str, features_map: Mapping[str, str | None]) -> str | None:
+    if name not in features_map:
+        raise UserError(
+            f"The simulator observes {name!r}, which env.features_map does not name (it has: "
+            f"{', '.join(features_map)}); give it a key such as observation.{name.replace('/', '.')}, or null to "
+            "leave it out."
+        )
+    key = features_map[name]
+    if key is not None and not key.startswith("observation."):
+        raise UserError(f"env.features_map.{name}={key} must start with 'observation.', as dataset keys do.")
+    return key
