@@ -38,9 +38,9 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         whole, killed = Path(folder, "whole"), Path(folder, "killed")
         command = [f"dataset.root={arguments.dataset.resolve()}", *TINY, *overrides]
-        start(command, whole).wait()
+        finish(command, whole)
         resumed = [kill_once(command, killed, i % 2 == 1) for i in range(arguments.kills)]
-        start(command, killed).wait()
+        finish(command, killed)
         report(resumed)
         problems = compare(whole, killed)
     print("\n".join(problems) if problems else f"equal after {arguments.kills} kills")
@@ -51,6 +51,14 @@ def start(command: list[str], folder: Path) -> subprocess.Popen[str]:
     """Start or resume a run."""
     call = [sys.executable, "-m", "robolearn.cli.train", *command, f"output_dir={folder}"]
     return subprocess.Popen(call, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+
+
+def finish(command: list[str], folder: Path) -> None:
+    """Let a run come to its end."""
+    process = start(command, folder)
+    _, errors = process.communicate()
+    if process.returncode:
+        raise SystemExit(f"the run ended with {process.returncode}: {errors[-2000:]}")
 
 
 def kill_once(command: list[str], folder: Path, saving: bool) -> tuple[str, int]:

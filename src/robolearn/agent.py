@@ -28,8 +28,9 @@ class Agent:
         self, policy: Policy, normalizer: Normalizer, device: torch.device, amp_dtype: torch.dtype | None = None
     ) -> None:
         self.policy, self.normalizer, self.device, self.amp_dtype = policy, normalizer, device, amp_dtype
-        length = 1 - min(policy.window.observation)
-        self._history: deque[Batch] = deque(maxlen=length)
+        # A model-based policy's window also looks ahead, which only a dataset can.
+        self._offsets = [offset for offset in policy.window.observation if offset <= 0]
+        self._history: deque[Batch] = deque(maxlen=1 - min(self._offsets))
         self._actions: deque[np.ndarray] = deque()
 
     def reset(self) -> None:
@@ -50,7 +51,7 @@ class Agent:
 
     def _predict(self) -> np.ndarray:
         """The next actions to execute, (n_action_steps, N, A)."""
-        frames = [self._history[offset - 1] for offset in self.policy.window.observation]
+        frames = [self._history[offset - 1] for offset in self._offsets]
         stacked = {key: torch.stack([frame[key] for frame in frames], dim=1) for key in frames[-1]}
         batch = {key: value.to(self.device, non_blocking=True) for key, value in stacked.items()}
         autocast = torch.autocast(self.device.type, self.amp_dtype) if self.amp_dtype else nullcontext()

@@ -331,7 +331,7 @@ def describe(annotation: Any, plural: bool = False) -> str:
     options = plain or options  # of torch's float | Tensor, a file can only hold the number
     if len(options) > 1:
         return " or ".join(dict.fromkeys(describe(option, plural) for option in options))
-    annotation = options[0]
+    annotation = next(iter(options))
     if annotation in WORDS:
         return WORDS[annotation][plural]
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)

@@ -31,16 +31,27 @@ class Logger:
         self.tensorboard = tensorboard
         self._writer: Any = None
 
-    def rewind(self, step: int) -> None:
-        """Forget what a killed run wrote from this step on, so that every step is there once."""
+    def rewind(self, step: int) -> dict[str, float] | None:
+        """Forget what a killed run wrote beyond this step, so that every step comes to be there once.
+
+        Returns:
+            This step's scalars where they were written whole; otherwise None, and they are to be written again.
+        """
+        lines = [_parsed(line) for line in self.metrics.read_text().splitlines()] if self.metrics.exists() else []
+        kept = [line for line in lines if line and line["step"] <= step]
         if self.metrics.exists():
-            lines = [line for line in self.metrics.read_text().splitlines() if _step(line) < step]
-            write_text(self.metrics, "".join(line + "\n" for line in lines))
+            write_text(self.metrics, "".join(json.dumps(line) + "\n" for line in kept))
+        whole = kept[-1] if kept and kept[-1]["step"] == step else None
+        last = step if whole else step - 1
         if self.events.exists():
-            _rewrite_events(self.events, lambda event: event.step < step or not event.HasField("summary"))
+            _rewrite_events(self.events, lambda event: event.step <= last or not event.HasField("summary"))
+        return whole
 
     def scalars(self, step: int, scalars: Mapping[str, float]) -> None:
-        """Write one step's scalars; call it once a step. Not-a-number becomes null in JSON."""
+        """Write one step's scalars; call it once a step. Not-a-number becomes null in JSON.
+
+        The line of JSON comes last: where it stands, TensorBoard has the step too.
+        """
         if self.writer:
             for name, value in scalars.items():
                 self.writer.add_scalar(name, value, step)
@@ -103,11 +114,11 @@ def _gif(frames: np.ndarray, fps: float) -> bytes:
     return buffer.getvalue()
 
 
-def _step(line: str) -> float:
+def _parsed(line: str) -> dict[str, Any] | None:
     try:
-        return json.loads(line)["step"]
+        return json.loads(line)
     except ValueError:
-        return math.inf  # a line that a kill cut short
+        return None  # a kill cut it short
 
 
 def _rewrite_events(folder: Path, keep: Callable[[Any], bool]) -> None:

@@ -153,7 +153,8 @@ def _rollout(
     env.set_attr("idle", (~active).tolist())
     env.set_attr("filmed", [place in film for place in range(env.num_envs)])
     agent.reset()
-    observation, _ = env.reset(seed=seeds + [0] * (env.num_envs - len(seeds)))
+    places: list[int | None] = [*seeds, *[0] * (env.num_envs - len(seeds))]
+    observation, _ = env.reset(seed=places)
     record.observe(observation)
     _shoot(env, film)
     length = 0

@@ -2,7 +2,6 @@
 
 import logging
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, nullcontext
 from dataclasses import dataclass
@@ -200,7 +199,7 @@ class Trainer:
         return scalars
 
     def save(self) -> None:
-        """Write a checkpoint of everything that the coming steps depend on."""
+        """Write a checkpoint of everything that the coming steps depend on; this step's evaluation comes after it."""
         self.meter.check_finite(self.step)
         state = {
             "step": self.step,
@@ -219,9 +218,9 @@ class Trainer:
         """Take up the newest sound checkpoint, or start afresh."""
         found = self.checkpoints.restore()
         if not found:
-            self.logger.rewind(0)
+            self.logger.rewind(-1)
             self.policy.load_pretrained()
-            self.start_record()
+            self.logger.text("config", self.checkpoints.config)
             return
         folder, state = found
         load_models(folder, self.models())
@@ -235,13 +234,14 @@ class Trainer:
         self.meter.load_state_dict(state["meter"])
         self.scalars, self.last_evaluation = state["scalars"], state["last_evaluation"]
         set_random_state(state["random"])
-        self.logger.rewind(self.step)
         log.info("Resumed from %s at step %d.", folder, self.step)
-        self.finish_step()
-
-    def start_record(self) -> None:
-        """What TensorBoard shows of a run before its first step."""
-        self.logger.text("config", self.checkpoints.config)
+        written = self.logger.rewind(self.step)
+        if written is None:
+            self.finish_step()
+            return
+        self.scalars = {}
+        if self.evaluates():
+            self.last_evaluation = {k.removeprefix("eval/"): v for k, v in written.items() if k.startswith("eval/")}
 
     def finish(self) -> float | None:
         """The last words of a run that came to its end."""

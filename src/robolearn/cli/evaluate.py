@@ -11,6 +11,8 @@ import hydra
 import yaml
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
@@ -62,14 +64,19 @@ def _checkpoint(line: CommandLine) -> Path:
     Raises:
         UserError: None is given, or it is nowhere to be found.
     """
-    given = {}
+    given: dict[str, Any] = {}
     for text in line.overrides:
-        key, _, value = text.partition("=")
-        given[key.lstrip("+")] = value.strip("'\"")
+        try:
+            override = OverridesParser.create().parse_override(text)
+        except HydraException:  # told when everything is composed
+            continue
+        if override.key_or_group == "checkpoint" and override.is_sweep_override():
+            raise UserError(f"{text}: one checkpoint at a time, because its run decides the defaults of the others.")
+        given[override.key_or_group] = override.value()
     path = given.get("checkpoint")
     if not path:
         raise UserError("checkpoint: it is missing; write robolearn-eval checkpoint=FOLDER_OR_HUB_ID.")
-    return locate(path, given.get("download", "false").lower() == "true")
+    return locate(str(path), given.get("download") is True)
 
 
 def locate(path: str, download: bool) -> Path:
@@ -139,11 +146,8 @@ def check(jobs: Sequence[Job]) -> None:
     from robolearn.cli.build import AMP, build, check_one_of, check_targets_of, pick_device
     from robolearn.envs import check_same_spec
 
-    first = jobs[0].cfg.checkpoint
     for job in jobs:
         cfg = job.cfg
-        if cfg.checkpoint != first:
-            raise UserError(f"checkpoint={first},{cfg.checkpoint}: one checkpoint at a time; run the command again.")
         check_targets_of(job)
         check_one_of("amp_dtype", cfg.amp_dtype, AMP)
         if not job.elsewhere:

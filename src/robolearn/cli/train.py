@@ -29,8 +29,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
             print(texts.train(line.args.config_dir), end="")
             return
-        if line.args.cfg or line.args.info or not line.shows_only:
-            jobs = compose(line, "train")
+        composes = line.args.cfg or line.args.info or not line.shows_only
+        jobs = compose(line, "train") if composes else []
         if not line.shows_only:
             from robolearn.cli.build import check  # imports torch, which questions need not wait for
 

@@ -51,7 +51,7 @@ def check_frames(
         )
     _check_times(path, episode, frames["timestamp"], meta.fps, tolerance_s)
     for key, values in frames.items():
-        if values.dtype.kind == "f" and not np.isfinite(values).all():
+        if _is_used(key) and values.dtype.kind == "f" and not np.isfinite(values).all():
             frame = np.flatnonzero(~np.isfinite(values).reshape(episode.length, -1).all(axis=1))[0]
             raise UserError(
                 f"{path} holds a NaN or infinite {key!r} at frame {frame} of episode {episode.index}: "
@@ -64,6 +64,10 @@ def check_frames(
                 f"{path} gives episode {episode.index} the task_index {task}, which meta/tasks does not list: "
                 "fetch or write the dataset again."
             )
+
+
+def _is_used(key: str) -> bool:
+    return key.startswith("observation.") or key in ("action", "next.reward")
 
 
 def _check_times(

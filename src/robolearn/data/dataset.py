@@ -21,7 +21,7 @@ from robolearn.types import Batch, Feature, Kind, Spec, Window
 
 log = logging.getLogger(__name__)
 
-PLACES = {"gpu": "memory of the device", "host": "main memory", "disk": "a file, mapped into memory"}
+PLACES = {"gpu": "memory of the device", "host": "main memory", "disk": "the file, mapped into memory"}
 
 
 class LeRobotDataset:
@@ -149,15 +149,16 @@ class LeRobotDataset:
     def _report(self, tier: Tier, size: int, folder: Path) -> None:
         what = f"{self.name}: {self.num_frames:,} frames in {self.num_episodes} episodes"
         if not size:
-            log.info("%s, no cameras, all in %s.", what, PLACES[tier])
+            log.info("%s, without pictures, in memory of %s.", what, self.device)
             return
         log.info(
-            "%s; decoded pictures, %s, lie in %s (dataset.cache=%s) and cached in %s, which may be deleted.",
+            "%s; the decoded pictures are used from %s (dataset.cache=%s) and kept for other runs in %s "
+            "(%s; delete that folder to have the room back).",
             what,
-            cache.gigabytes(size),
             PLACES[tier],
             tier,
             folder / "frames",
+            cache.gigabytes(size),
         )
 
     def batch(self, indices: Tensor, window: Window, *, pin: bool = False) -> Batch:

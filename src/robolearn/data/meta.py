@@ -104,10 +104,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise UserError(
-            f"{path} is missing: dataset.root should name a folder that holds a LeRobot dataset "
-            "(meta/info.json, data/, videos/)."
-        ) from None
+        raise UserError(f"{path} is missing: fetch or write the dataset again.") from None
     except (ValueError, OSError) as error:
         raise UserError(f"{path} cannot be read as JSON ({error}): fetch or write the dataset again.") from None
     if not isinstance(value, dict):

@@ -124,7 +124,9 @@ def _picture(value: object, shape: tuple[int, ...], root: Path, where: str) -> n
             raise UserError(f"{where} holds no picture: fetch or write the dataset again.")
         with Image.open(io.BytesIO(data)) as image:
             picture = np.asarray(image.convert("RGB" if shape[0] == 3 else "L"))
-    except (OSError, UnidentifiedImageError, ValueError) as error:
+    except UnidentifiedImageError:
+        raise UserError(f"{where} holds no picture that can be read: fetch or write the dataset again.") from None
+    except (OSError, ValueError) as error:
         raise UserError(f"{where} holds a broken picture ({error}): fetch or write the dataset again.") from None
     picture = picture.reshape(*picture.shape[:2], shape[0]).transpose(2, 0, 1)
     if picture.shape != shape:

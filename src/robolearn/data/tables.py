@@ -1,5 +1,6 @@
 """The numbers of a dataset: every column of its parquet files that is not a picture, verified."""
 
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -88,30 +89,43 @@ def as_numpy(table: pa.Table, key: str, column: Column, path: Path) -> np.ndarra
         UserError: A value is missing, or the shape is not the one that ``info.json`` gives.
     """
     values: Any = table[key].combine_chunks()
-    nulls, nested = values.null_count, 0
+    nulls = values.null_count
     while _is_list(values.type):
-        nested += 1
         values = values.flatten()
         nulls += values.null_count
-    owner = _first_episode(table)
     if nulls:
-        raise UserError(f"{path} ({owner}) leaves values of {key!r} empty: fetch or write the dataset again.")
+        place = _first_frame(table, lambda row: _has_none(row[key]))
+        raise UserError(f"{path} leaves {key!r} empty at {place}: fetch or write the dataset again.")
     flat = values.to_numpy(zero_copy_only=False)
     if flat.dtype == object:
         raise UserError(
-            f"{path} ({owner}) holds {key!r} as {values.type}, but meta/info.json says {column.dtype}."
+            f"{path} holds {key!r} as {values.type} at {_first_frame(table)}, but meta/info.json says "
+            f"{column.dtype}: mend info.json or write the dataset again."
         )
-    if flat.size != table.num_rows * int(np.prod(column.shape)):
-        each = "numbers of varying count" if flat.size % table.num_rows else f"{flat.size // table.num_rows}"
+    expected = int(np.prod(column.shape))
+    if flat.size != table.num_rows * expected:
+        place = _first_frame(table, lambda row: _size(row[key]) != expected)
         raise UserError(
-            f"{path} ({owner}) holds {key!r} with {each} values a frame, but meta/info.json gives it the "
-            f"shape {list(column.shape)}: mend info.json or write the dataset again."
+            f"{path} holds another number of values in {key!r} at {place} than meta/info.json tells, whose shape "
+            f"{list(column.shape)} makes {expected}: mend info.json or write the dataset again."
         )
     return flat.reshape(table.num_rows, *column.shape)
 
 
-def _first_episode(table: pa.Table) -> str:
-    return f"episode {table['episode_index'][0]}" if table.num_rows else "no episode"
+def _first_frame(table: pa.Table, is_wrong: Callable[[dict[str, Any]], bool] = lambda row: True) -> str:
+    """The first frame that is wrong, in words; only once something is, since this goes row by row."""
+    for row in table.to_pylist():
+        if is_wrong(row):
+            return f"frame {row['frame_index']} of episode {row['episode_index']}"
+    return "its first frame"
+
+
+def _has_none(value: Any) -> bool:
+    return any(map(_has_none, value)) if isinstance(value, list) else value is None
+
+
+def _size(value: Any) -> int:
+    return sum(map(_size, value)) if isinstance(value, list) else 1
 
 
 def _is_list(kind: pa.DataType) -> bool:

@@ -60,12 +60,16 @@ def cpu_count() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def refuse(wanted: Wanted, position: int, reason: str) -> UserError:
-    """The error that names the file, and the episode of the wanted frame at `position`."""
-    episode = int(wanted.episodes[position])
+def refuse(wanted: Wanted, position: int | None, reason: str) -> UserError:
+    """The error that names the file, and the wanted frame at `position` or, for None, every episode in it."""
+    if position is None:
+        first, last = int(wanted.episodes.min()), int(wanted.episodes.max())
+        where = f"episode {first}" if first == last else f"episodes {first} to {last}"
+    else:
+        where = f"episode {int(wanted.episodes[position])}, frame {int(wanted.frames[position])}"
     return UserError(
-        f"{wanted.file} {reason} (episode {episode}, frame {int(wanted.frames[position])}): fetch or write it "
-        "again, or leave that episode out with dataset.episodes."
+        f"{wanted.file} ({where}) {reason}: fetch or write it again, or leave its episodes out with "
+        "dataset.episodes."
     )
 
 
@@ -102,12 +106,12 @@ def _open(wanted: Wanted) -> Any:
     try:
         container = av.open(str(wanted.file), "r")
     except FileNotFoundError:
-        raise refuse(wanted, 0, "is missing") from None
+        raise refuse(wanted, None, "is missing") from None
     except (av.error.FFmpegError, OSError) as error:
-        raise refuse(wanted, 0, f"is truncated or no video ({_reason(error)})") from None
+        raise refuse(wanted, None, f"is truncated or no video ({_reason(error)})") from None
     if not container.streams.video:
         container.close()
-        raise refuse(wanted, 0, "holds no video stream")
+        raise refuse(wanted, None, "holds no video stream")
     return container
 
 
@@ -127,9 +131,9 @@ def _plan(wanted: Wanted, tolerance_s: float, workers: int) -> list[Run]:
                 if packet.pts is not None
             ]
         except (av.error.FFmpegError, OSError) as error:
-            raise refuse(wanted, 0, f"is truncated or no video ({_reason(error)})") from None
+            raise refuse(wanted, None, f"is truncated or no video ({_reason(error)})") from None
     if not packets:
-        raise refuse(wanted, 0, "holds no frame")
+        raise refuse(wanted, None, "holds no frame")
     times = np.array(sorted(pts for pts, _, _ in packets), dtype=np.int64)
     nearest = _match(wanted, times, base, tolerance_s)
     keys = sorted((pts, dts) for pts, dts, is_key in packets if is_key) or [min(packets)[:2]]
@@ -221,7 +225,7 @@ def decode_torchcodec(requests: list[Wanted], shape: tuple[int, ...], tolerance_
         try:
             decoder = VideoDecoder(str(wanted.file), seek_mode="exact", num_ffmpeg_threads=1)
         except (ValueError, RuntimeError, OSError) as error:
-            raise refuse(wanted, 0, f"is missing, truncated or no video ({_first_line(error)})") from None
+            raise refuse(wanted, None, f"is missing, truncated or no video ({_first_line(error)})") from None
         order = np.argsort(wanted.times, kind="stable")
         fps = float(decoder.metadata.average_fps or 1.0)
         for first in range(0, len(order), 64):

@@ -6,7 +6,7 @@ import importlib
 import logging
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import gymnasium as gym
@@ -64,6 +64,8 @@ class Simulator:
     """
 
     id_key = "env.id"
+    mend: Callable[[gym.Env], gym.Env] | None = None
+    """Mends what a simulator does wrong, before the adapters see it; importable, since workers import it."""
 
     def __init__(
         self,
@@ -156,6 +158,7 @@ class Simulator:
             self.kwargs,
             self.environ,
             self.id_key,
+            self.mend,
         )
 
     def _modules(self) -> list[str]:
@@ -173,6 +176,7 @@ def open_simulator(
     kwargs: Mapping[str, Any],
     environ: Mapping[str, str],
     id_key: str,
+    mend: Callable[[gym.Env], gym.Env] | None,
 ) -> gym.Env:
     """Open one simulator with its adapters; also runs in worker processes.
 
@@ -191,6 +195,7 @@ def open_simulator(
             f"{id_key}={id} can't be opened with {_listed(kwargs)}: {one_line(error)}; check the keys of env."
         ) from error
     calm_threads()
+    env = mend(env) if mend else env
     return FreezeWhenDone(SuccessInfo(CanonicalObservation(env, features_map), success_key), id)
 
 
