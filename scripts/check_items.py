@@ -106,10 +106,12 @@ class Report:
         self.misses = 0
 
     def line(self, key: str, good: bool, text: str) -> None:
+        """One line of the report."""
         self.misses += not good
         print(f"  {'ok  ' if good else 'MISS'} {key:36s} {text}")
 
     def tensor(self, key: str, ours: Tensor | None, theirs: Tensor, allowed: float) -> None:
+        """Compare two tensors, which may differ by `allowed`."""
         if ours is None or ours.shape != theirs.shape or ours.dtype != theirs.dtype:
             what = "missing" if ours is None else f"{list(ours.shape)} {ours.dtype}"
             return self.line(key, False, f"{what}, not {list(theirs.shape)} {theirs.dtype}")
@@ -118,6 +120,7 @@ class Report:
         return self.line(key, equal, f"worst difference {float(difference.max()):g}")
 
     def stats(self, key: str, dataset: LeRobotDataset, theirs: dict[str, list]) -> None:
+        """Compare a feature's statistics, in double precision."""
         ours = dataset.meta.stats.get(key, {})
         worst = 0.0
         for name, value in theirs.items():

@@ -136,9 +136,7 @@ def _write_info(folder, version, lengths, size, image_dtype, keypoints, cameras)
     features["next.reward"] = feature("float32", [1])
     features |= {key: feature("bool", [1]) for key in ("next.done", "next.success")}
     features["timestamp"] = feature("float32", [1])
-    features |= {
-        key: feature("int64", [1]) for key in ("frame_index", "episode_index", "index", "task_index")
-    }
+    features |= {key: feature("int64", [1]) for key in ("frame_index", "episode_index", "index", "task_index")}
     newest = version == "v3.0"
     data, video = "episode_{episode_index:06d}", "videos/chunk-{episode_chunk:03d}/{video_key}/"
     info = {

@@ -130,3 +130,29 @@ def test_mistakes_of_an_evaluation(trained: list[str], capfd: pytest.CaptureFixt
     weights = Path("run/checkpoints/00000004/model.safetensors")
     weights.write_bytes(weights.read_bytes()[:-1])
     assert "is damaged" in fails(evaluate.main, [*trained, "checkpoint=run"], capfd)
+
+
+def test_fresh_run_names_the_unfinished_one_of_equal_configuration(own: Own, capfd: pytest.CaptureFixture[str]) -> None:
+    argv = [*own(FILES), *SMALL]
+    train.main(argv)
+    (status,) = Path("outputs/train").glob("*/*/status.json")
+    status.write_text(json.dumps({**json.loads(status.read_text()), "state": "interrupted"}))
+    capfd.readouterr()
+    train.main(argv)
+    assert f"output_dir={status.parent.absolute()} goes on with it" in capfd.readouterr().out
+
+
+def test_mistake_that_shows_only_when_built(own: Own, capfd: pytest.CaptureFixture[str], monkeypatch) -> None:
+    import toys
+
+    from robolearn.errors import UserError
+
+    def broken(self: toys.LineDataset, device: object) -> None:
+        raise UserError("The video of episode 3 is cut off.")
+
+    monkeypatch.setattr(toys.LineDataset, "load", broken)
+    options = own(FILES)
+    assert fails(train.main, [*options, *SMALL, "output_dir=a"], capfd) == "The video of episode 3 is cut off.\n"
+    with pytest.raises(SystemExit):  # Hydra's own end of a sweep; both jobs were tried
+        train.main(["-m", *options, *SMALL, "seed=1,2", "hydra.sweep.dir=sweep"])
+    assert json.loads(Path("sweep/1/status.json").read_text())["state"] == "failed"

@@ -48,7 +48,10 @@ def test_wheel_outside_the_repository(installed: Path, own: Callable[[dict[str, 
     assert done.returncode == 0, done.stderr
     assert yaml.safe_load(done.stdout)["batch_size"] == 64
     done = run(installed / "robolearn-train", "polcy=diffusion")
-    assert (done.returncode, done.stderr) == (2, "polcy: there is no key 'polcy' (did you mean 'policy'?).\n")
+    assert (done.returncode, done.stderr) == (
+        2,
+        "polcy: conf/train.yaml has no key 'polcy' (did you mean 'policy'?).\n",
+    )
     argv = [*own(FILES), *SMALL, "output_dir=run"]
     done = run(installed / "robolearn-train", *argv, PYTHONPATH=str(HERE))
     assert done.returncode == 0, done.stderr

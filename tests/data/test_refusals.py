@@ -279,7 +279,9 @@ def test_torchcodec_that_there_is_not(new, tmp_path):
     try:
         import torchcodec  # noqa: F401
     except (ImportError, RuntimeError, OSError):
-        refused(new, tmp_path, "dataset.video_backend=torchcodec", "dataset.video_backend=av", video_backend="torchcodec")
+        refused(
+            new, tmp_path, "dataset.video_backend=torchcodec", "dataset.video_backend=av", video_backend="torchcodec"
+        )
     else:
         pytest.skip("torchcodec is installed")
 
@@ -309,12 +311,15 @@ def test_found_in_the_home_of_lerobot(tmp_path, monkeypatch):
     assert LeRobotDataset("me/mine").num_frames == 11
 
 
-@pytest.mark.parametrize(("options", "word"), [
-    ({}, "dataset.root="),
-    ({"root": "no/such/folder"}, "is no folder"),
-    ({"repo_id": "a/b/c"}, "NAME/DATASET"),
-    ({"root": "."}, "meta/info.json"),
-])
+@pytest.mark.parametrize(
+    ("options", "word"),
+    [
+        ({}, "dataset.root="),
+        ({"root": "no/such/folder"}, "is no folder"),
+        ({"repo_id": "a/b/c"}, "NAME/DATASET"),
+        ({"root": "."}, "meta/info.json"),
+    ],
+)
 def test_no_dataset(options, word, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=word) as caught:

@@ -135,7 +135,7 @@ def compose(line: CommandLine, task: str) -> list[Job]:
         with _explained(sources, line.overrides):
             check_overrides(sources, line.overrides)
         master = _load(hydra, sources, line.overrides, RunMode.MULTIRUN if _sweeps(hydra, line) else RunMode.RUN)
-        _check_launcher(master, line)
+        _check_launcher(master, sources, line)
         if not _sweeps(hydra, line):
             return [_job(master, sources, line.overrides, number=None)]
         if any(text.split("=")[0].lstrip("+") == "output_dir" for text in line.overrides):
@@ -151,15 +151,17 @@ def compose(line: CommandLine, task: str) -> list[Job]:
             cfg = _load(hydra, sources, own, RunMode.RUN)
             OmegaConf.copy_cache(from_config=master, to_config=cfg)
             if cfg.hydra.runtime.choices["hydra/launcher"] != master.hydra.runtime.choices["hydra/launcher"]:
-                raise UserError(_LAUNCHER)
+                raise _misplaced_launcher(sources, own)
             jobs.append(_job(cfg, sources, own, number))
         return jobs
 
 
-_LAUNCHER = (
-    "hydra/launcher is chosen on the command line only, where Hydra reads it before it looks at the experiment: "
-    "remove it from the file and add hydra/launcher=NAME to the command."
-)
+def _misplaced_launcher(sources: Sources, overrides: list[str]) -> UserError:
+    file = sources.naming(lambda group, option: group == "hydra/launcher", overrides) or "hydra/launcher"
+    return UserError(
+        f"{file}: Hydra chooses the launcher before it looks at a swept experiment, so hydra/launcher is given on the "
+        "command line only: remove it from the file and add hydra/launcher=NAME to the command."
+    )
 
 
 def _sweeps(hydra: Hydra, line: CommandLine) -> bool:
@@ -173,10 +175,10 @@ def _sweeps(hydra: Hydra, line: CommandLine) -> bool:
     return mode == RunMode.MULTIRUN
 
 
-def _check_launcher(master: DictConfig, line: CommandLine) -> None:
+def _check_launcher(master: DictConfig, sources: Sources, line: CommandLine) -> None:
     typed = [text for text in line.overrides if text.startswith(("hydra/launcher=", "+hydra/launcher="))]
     if not typed and master.hydra.runtime.choices["hydra/launcher"] != "basic":
-        raise UserError(_LAUNCHER)
+        raise _misplaced_launcher(sources, line.overrides)
     if typed and not (line.args.multirun or line.args.cfg or master.hydra.mode == RunMode.MULTIRUN):
         raise UserError(f"{typed[0]} has an effect with --multirun only: add -m.")
 

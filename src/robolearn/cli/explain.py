@@ -1,6 +1,7 @@
 """Turn Hydra's and OmegaConf's errors into one sentence: the key, the file, and the nearest right name."""
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from robolearn.config import GROUPS, hint, nearest
+from robolearn.config import GROUPS, conf_dir, hint, nearest
 from robolearn.errors import UserError
 
 COMMAND_LINE = "the command line"
@@ -51,8 +52,10 @@ class Sources:
         file = self.path(config_path)
         if file is None:
             return f"{config_path}.yaml"
-        here = Path.cwd()
-        return str(file.relative_to(here) if file.is_relative_to(here) else file)
+        for folder, prefix in ((conf_dir(), Path("conf")), (Path.cwd(), Path())):
+            if file.is_relative_to(folder):
+                return str(prefix / file.relative_to(folder))
+        return str(file)
 
     def origin(self, key: str, overrides: list[str]) -> str | None:
         """The command line, or the last file of the defaults list that sets the dotted key."""
@@ -61,25 +64,28 @@ class Sources:
             if (key == typed or key.startswith(f"{typed}.")) and not self.is_group(typed):
                 return COMMAND_LINE
         found = None
-        defaults = self.loader.compute_defaults_list(self.config_name, overrides, RunMode.RUN).defaults
-        for item in defaults:
+        composed = self.loader.compute_defaults_list(self.config_name, overrides, RunMode.RUN)
+        for item in composed.defaults:
             file = self.path(item.config_path) if item.config_path else None
             if file is None or str(item.config_path).startswith("hydra/"):
                 continue
             package = "" if item.package in (None, "_global_") else item.package
             inside = key if not package else key.removeprefix(f"{package}.") if key.startswith(f"{package}.") else None
-            if inside is not None and _sets(OmegaConf.load(file), inside):
-                found = self.name(str(item.config_path))
+            content = OmegaConf.load(file)
+            if inside is not None and _sets(content, inside):
+                group = key.partition(".")[0]
+                made_for = _selected(content).get(group)
+                other = made_for is not None and made_for != composed.overrides.known_choices.get(group)
+                found = self.name(str(item.config_path)) + (f", made for {group}={made_for}" if other else "")
         return found
 
-    def naming(self, option: str, overrides: list[str]) -> str | None:
-        """Of the files that were chosen, the one whose defaults list names the option."""
-        word = re.compile(rf"^\s*-\s.*[\s/:]{re.escape(option)}\s*(#.*)?$", re.MULTILINE)
+    def naming(self, test: Callable[[str, Any], bool], overrides: list[str]) -> str | None:
+        """Of the files that were chosen, the one with an item in its defaults list that passes a test."""
         typed = [text.lstrip("+").partition("=") for text in overrides]
         chosen = [f"{group}/{name}" for group, _, name in typed if self.is_group(group)]
         for path in [*reversed(chosen), self.config_name]:
             file = self.path(path)
-            if file and word.search(file.read_text()):
+            if file and any(test(group, option) for group, option in _selected(OmegaConf.load(file)).items()):
                 return self.name(path)
         return None
 
@@ -108,6 +114,13 @@ def _sets(tree: Any, key: str) -> bool:
         else:
             return False
     return True
+
+
+def _selected(content: Any) -> dict[str, Any]:
+    """The options that a file's defaults list selects, by group."""
+    items = content.get("defaults", []) if OmegaConf.is_dict(content) else []
+    pairs = [pair for item in items if OmegaConf.is_dict(item) for pair in item.items()]
+    return {str(key).rpartition(" ")[2].lstrip("/"): value for key, value in pairs}
 
 
 def check_overrides(sources: Sources, overrides: list[str]) -> None:
@@ -155,6 +168,8 @@ def explain(error: Exception, sources: Sources, overrides: list[str]) -> str | N
     if isinstance(error, OmegaConfBaseException):
         return _omegaconf(error, sources, overrides)
     if isinstance(error, (ValueError, TypeError)):
+        if file := sources.naming(lambda name, value: isinstance(value, (bool, int)), overrides):
+            return f"{file}: on, off, yes, no and numbers in its defaults are no names of options to YAML; quote them."
         return f"The configuration does not compose: {_line(error)}; robolearn-train --info defaults shows its files."
     return None
 
@@ -185,16 +200,16 @@ def _missing_file(path: str, sources: Sources, overrides: list[str]) -> str:
         return f"--config-name {path}: there is no such file{hint(path, names)}."
     options = sources.options(group)
     typed = next((text for text in overrides if text.lstrip("+").split("=")[0] == group), None)
-    place = typed
-    if place is None and (file := sources.naming(option, overrides)):
-        place = f"{file}: {group}: {option}"
-    place = place or f"{group}={option}"
+    file = sources.naming(lambda name, value: (name, value) == (group, option), overrides)
+    place = typed or (f"{file}: {group}: {option}" if file else f"{group}={option}")
     return f"{place}: there is no '{option}' in {group}{hint(option, options)}; it has {_listed(options) or 'none'}."
 
 
 def _composition(error: HydraException, sources: Sources, overrides: list[str]) -> str:
     text = str(error)
     cause = error.__cause__
+    if found := re.search(r"Sweeping over Hydra's configuration is not supported : '(.*)'", text):
+        return f"{found[1]}: keys of hydra cannot be swept; give one value."
     if found := re.search(r"Ambiguous value for argument '(.*)'", text):
         key, _, value = found[1].partition("=")
         return f"{found[1]}: several values are a sweep, which needs --multirun; a list is written {key}=[{value}]."
@@ -249,7 +264,9 @@ def _unknown_key(key: str, sources: Sources, overrides: list[str]) -> str:
     if key.startswith("param_groups."):
         return f"{key}: options of a parameter group are added with a plus: +{typed}."
     parent, bad, siblings = _deepest(cfg, key)
-    where = f"{parent} has no key '{bad}'" if parent else f"there is no key '{bad}'"
+    choice = OmegaConf.select(cfg, f"hydra.runtime.choices.{parent}") if parent in GROUPS else None
+    file = sources.name(f"{parent}/{choice}" if choice else sources.config_name)
+    where = f"{parent or file} has no key '{bad}'" if not choice else f"{file} has no key '{bad}'"
     if parent and (taken := _parameter(cfg, parent, bad)):
         return f"{key}: {taken} takes it, but the file does not list it; add it with a plus: +{typed}."
     elsewhere = _other_options(sources, parent, bad)

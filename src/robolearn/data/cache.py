@@ -73,7 +73,7 @@ class Writer:
 
     def __call__(self, row: int, picture: np.ndarray) -> None:
         """Write a contiguous uint8 picture (C, H, W). Raises UserError where the disk is full."""
-        data, place = memoryview(picture).cast("B"), row * self.size
+        data, place = picture.data.cast("B"), row * self.size
         try:
             while data:
                 # Not through a memory map: there a full disk would end the process by a signal.
@@ -126,10 +126,10 @@ class Entry:
         with self.file.open("rb", buffering=0) as file:
             while place < size:
                 chunk = buffer[place : place + CHUNK] if on_host else buffer[: size - place]
-                count = file.readinto(chunk)
+                count = file.readinto(chunk.data)
                 if not count:
                     return None
-                total.update(chunk[:count])
+                total.update(chunk[:count].data)
                 if not on_host:
                     target[place : place + count].copy_(torch.from_numpy(chunk[:count]))
                 place += count

@@ -70,9 +70,7 @@ def _is_used(key: str) -> bool:
     return key.startswith("observation.") or key in ("action", "next.reward")
 
 
-def _check_times(
-    path: Path, episode: EpisodeMeta, timestamp: np.ndarray, fps: float, tolerance_s: float
-) -> None:
+def _check_times(path: Path, episode: EpisodeMeta, timestamp: np.ndarray, fps: float, tolerance_s: float) -> None:
     seconds = timestamp.reshape(-1).astype(np.float64)
     off = np.abs(seconds - np.arange(episode.length) / fps)
     # Times are stored as float32, whose own steps pass the usual tolerance in episodes of half an hour.

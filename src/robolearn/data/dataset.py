@@ -85,7 +85,8 @@ class LeRobotDataset:
         self.tasks = [self.meta.tasks[number] for number in sorted(self.meta.tasks)]
         self._video_backend = "av" if video_backend == "pyav" else video_backend
         self._tolerance_s = tolerance_s
-        self._cache, self._cache_dir = cache, cache_dir
+        self._cache: Literal["auto", "gpu", "host", "disk"] = cache
+        self._cache_dir = cache_dir
         self._max_gpu_gb, self._max_host_gb = max_gpu_gb, max_host_gb
         self._device: torch.device | None = None
         self._data: dict[str, Tensor] = {}

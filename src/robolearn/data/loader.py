@@ -38,9 +38,7 @@ class Loader:
             Python's lock, so that threads do. A dataset that lies on `device` needs none and uses none.
     """
 
-    def __init__(
-        self, dataset: Source, sampler: BatchSampler, window: Window, device: torch.device, num_workers: int
-    ):
+    def __init__(self, dataset: Source, sampler: BatchSampler, window: Window, device: torch.device, num_workers: int):
         if num_workers < 0:
             raise UserError(f"num_workers is {num_workers}, but it counts threads: use 0 or more.")
         self.dataset = dataset

@@ -125,9 +125,7 @@ def _read_lines(path: Path) -> Iterator[dict[str, Any]]:
         try:
             value = json.loads(line)
         except ValueError as error:
-            raise UserError(
-                f"{path}, line {number} is not JSON ({error}): fetch or write the dataset again."
-            ) from None
+            raise UserError(f"{path}, line {number} is not JSON ({error}): fetch or write the dataset again.") from None
         if not isinstance(value, dict):
             raise UserError(f"{path}, line {number} should be a JSON object: fetch or write the dataset again.")
         yield value
@@ -178,9 +176,7 @@ def _columns(info: dict[str, Any], path: Path) -> dict[str, Column]:
         try:
             dtype, shape = str(feature["dtype"]), tuple(int(size) for size in feature["shape"])
         except (KeyError, TypeError, ValueError):
-            raise UserError(
-                f"{path} gives no usable dtype and shape for {key!r}: each feature needs both."
-            ) from None
+            raise UserError(f"{path} gives no usable dtype and shape for {key!r}: each feature needs both.") from None
         if dtype in VISUAL:
             shape = _channel_first(shape, feature.get("names"))
             if len(shape) != 3 or shape[0] not in (1, 3):
@@ -309,9 +305,7 @@ def select(meta: Meta, episodes: list[int] | None) -> tuple[EpisodeMeta, ...]:
         raise UserError("dataset.episodes is empty: name at least one episode, or null for all of them.")
     for index in episodes:
         if not 0 <= index < total:
-            raise UserError(
-                f"dataset.episodes names episode {index}, but {meta.root} has episodes 0 to {total - 1}."
-            )
+            raise UserError(f"dataset.episodes names episode {index}, but {meta.root} has episodes 0 to {total - 1}.")
     if len(set(episodes)) != len(episodes):
         twice = next(index for index in episodes if episodes.count(index) > 1)
         raise UserError(f"dataset.episodes names episode {twice} twice: name each one once.")

@@ -36,6 +36,7 @@ def get_pictures(
     """
     shape = meta.columns[key].shape
     full = (int(table.starts[-1]), *shape)
+    requests = []
     if meta.columns[key].dtype == "image":
         backend = "parquet"
         names = list(dict.fromkeys(episode.data_file for episode in table.episodes))
@@ -46,7 +47,8 @@ def get_pictures(
     else:
         requests = _requests(meta, table, key)
         files = [wanted.file for wanted in requests]
-        parts = [part for wanted in requests for part in (wanted.times, wanted.rows)]
+        # A stricter tolerance may refuse what a laxer one has let in, so it is a part of the name.
+        parts = [tolerance_s, *(part for wanted in requests for part in (wanted.times, wanted.rows))]
     name = cache.digest(files, key, backend, full, *parts)
 
     def fill(writer: cache.Writer) -> None:
@@ -58,7 +60,6 @@ def get_pictures(
             else:
                 video.decode(requests, shape, tolerance_s, write)
 
-    # The tolerance is no part of the name: frames found within a smaller one are the same frames.
     return cache.get_entry(folder / "frames" / name, full, key, fill, rebuild)
 
 

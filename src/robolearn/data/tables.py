@@ -39,9 +39,7 @@ def read_columns(meta: Meta, episodes: tuple[EpisodeMeta, ...], tolerance_s: flo
     wanted = {key: c for key, c in meta.columns.items() if not c.is_visual and c.dtype not in TEXT}
     for key in ("episode_index", "frame_index", "timestamp", "index", "task_index"):
         if key not in wanted:
-            raise UserError(
-                f"{meta.root / 'meta' / 'info.json'} lists no feature {key!r}, which the format demands."
-            )
+            raise UserError(f"{meta.root / 'meta' / 'info.json'} lists no feature {key!r}, which the format demands.")
     by_file: dict[str, list[int]] = {}
     for position, episode in enumerate(episodes):
         by_file.setdefault(episode.data_file, []).append(position)

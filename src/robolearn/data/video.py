@@ -68,8 +68,7 @@ def refuse(wanted: Wanted, position: int | None, reason: str) -> UserError:
     else:
         where = f"episode {int(wanted.episodes[position])}, frame {int(wanted.frames[position])}"
     return UserError(
-        f"{wanted.file} ({where}) {reason}: fetch or write it again, or leave its episodes out with "
-        "dataset.episodes."
+        f"{wanted.file} ({where}) {reason}: fetch or write it again, or leave its episodes out with dataset.episodes."
     )
 
 
@@ -221,6 +220,12 @@ def decode_torchcodec(requests: list[Wanted], shape: tuple[int, ...], tolerance_
             "torchcodec and FFmpeg's libraries, or use dataset.video_backend=av."
         ) from None
 
+    if shape[0] != 3:
+        raise UserError(
+            f"{requests[0].file} has {shape[0]} channel by meta/info.json, which torchcodec cannot give: "
+            "use dataset.video_backend=av."
+        )
+
     def one_file(wanted: Wanted) -> None:
         try:
             decoder = VideoDecoder(str(wanted.file), seek_mode="exact", num_ffmpeg_threads=1)
@@ -237,10 +242,11 @@ def decode_torchcodec(requests: list[Wanted], shape: tuple[int, ...], tolerance_
                 reason = f"does not decode, or ends before a wanted frame ({_first_line(error)})"
                 raise refuse(wanted, int(part[-1]), reason) from None
             _match_found(wanted, part, frames.pts_seconds.numpy(), tolerance_s)
-            pictures = frames.data.numpy()[:, : shape[0]]
+            pictures = frames.data.numpy()
             if pictures.shape[1:] != shape:
-                sizes = f"{list(pictures.shape[1:])}, but meta/info.json says {list(shape)}"
-                raise refuse(wanted, int(part[0]), f"holds pictures of {sizes}")
+                height, width = pictures.shape[-2:]
+                reason = f"holds pictures of {height} x {width}, but meta/info.json says {shape[1]} x {shape[2]}"
+                raise refuse(wanted, int(part[0]), reason)
             for position, picture in zip(part, pictures, strict=True):
                 write(int(wanted.rows[position]), np.ascontiguousarray(picture))
 

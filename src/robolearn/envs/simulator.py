@@ -279,10 +279,14 @@ def _missing(error: Exception, package: str | None) -> str:
 
 
 def _unknown_id(id: str, id_key: str) -> str:
-    known = sorted(gym.registry)
-    near = difflib.get_close_matches(id, known, n=1, cutoff=0.5)
-    hint = f"did you mean {near[0]}?" if near else "is env.package the package that registers it?"
-    return f"{id_key}: gymnasium knows no {id} ({hint})"
+    near = difflib.get_close_matches(id, sorted(gym.registry), n=1, cutoff=0.5)
+    hint = f"did you mean {_value(near[0], id_key)}?" if near else "is env.package the package that registers it?"
+    return f"{id_key}={_value(id, id_key)}: gymnasium knows no {id} ({hint})"
+
+
+def _value(id: str, id_key: str) -> str:
+    """What the user types for an id: all of it, or what follows the package's name."""
+    return id if id_key == "env.id" else id.rpartition("/")[2]
 
 
 def _listed(kwargs: Mapping[str, Any]) -> str:

@@ -1,7 +1,7 @@
 """Image encoders: a ResNet, then where in the image its features lie."""
 
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torchvision
@@ -104,15 +104,24 @@ def load_resnet_weights(body: nn.Sequential, name: str, weights: str) -> None:
             f"The backbone weights {path} are not there and nothing is downloaded unasked; "
             "give policy.pretrained_backbone_weights=PATH or null."
         )
-    state = torch.load(path, map_location="cpu", weights_only=True)
     full = torchvision.models.get_model(name, weights=None)
     try:
-        full.load_state_dict(state)
-    except RuntimeError as error:
+        full.load_state_dict(_read_weights(path))
+    except (RuntimeError, TypeError) as error:
         raise UserError(
             f"{path} does not hold the weights of {name}: {str(error).splitlines()[-1].strip()}"
         ) from None
     body.load_state_dict(nn.Sequential(*list(full.children())[:-2]).state_dict())
+
+
+def _read_weights(path: Path) -> Any:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # reading bytes that are no pickle ends in errors of every kind
+        raise UserError(
+            f"policy.pretrained_backbone_weights={path} is no file of weights ({type(error).__name__}); "
+            "give one that torch.save wrote, or null."
+        ) from error
 
 
 def crop_images(images: Tensor, size: tuple[int, int], random: bool, per_sample: bool) -> Tensor:
