@@ -34,7 +34,7 @@ test-slow: setup ## the tests that take minutes
 lint: setup ## style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/basedpyright
+	$(BIN)/basedpyright --pythonpath $(BIN)/python
 
 format: setup ## rewrite the code in its style
 	$(BIN)/ruff check --fix .

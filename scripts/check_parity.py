@@ -15,7 +15,7 @@ import json
 import sys
 import zlib
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -82,16 +82,26 @@ class Fixture:
 
         def pop(label: str) -> Tensor:
             if not queue or queue[0][0] != label:
-                raise AssertionError(
-                    f"{phase}: drew {label}, recorded is {queue[0][0] if queue else 'no more'}"
-                )
+                raise AssertionError(f"{phase}: drew {label}, recorded is {queue[0][0] if queue else 'no more'}")
             return queue.popleft()[1].clone()
+
+        def replayed(label: str, original: Callable[..., Any]) -> Callable[..., Any]:
+            def draw(*arguments: Any, **options: Any) -> Any:
+                value, asked = pop(label), original(*arguments, **options)
+                if tuple(value.shape) != np.shape(asked):
+                    raise AssertionError(
+                        f"{phase}: {label} was asked for {np.shape(asked)}, recorded is {tuple(value.shape)}"
+                    )
+                return value if isinstance(asked, Tensor) else value.numpy()
+
+            return draw
 
         with contextlib.ExitStack() as stack:
             for name in ("randn", "randn_like", "randint", "multinomial", "normal", "rand", "randperm"):
-                stack.enter_context(_patched(torch, name, lambda *a, n=name, **k: pop(f"torch.{n}")))
-            choice = lambda *a, **k: pop("numpy.random.choice").numpy()  # noqa: E731
-            stack.enter_context(_patched(np.random, "choice", choice))
+                draw = replayed(f"torch.{name}", getattr(torch, name))
+                stack.enter_context(_patched(torch, name, draw))
+            draw = replayed("numpy.random.choice", np.random.choice)  # noqa: NPY002
+            stack.enter_context(_patched(np.random, "choice", draw))
             uniform = lambda tensor, *a, **k: tensor.copy_(pop("Tensor.uniform_"))  # noqa: E731
             stack.enter_context(_patched(torch.Tensor, "uniform_", uniform))
             yield
@@ -106,6 +116,7 @@ class Worst:
         self.shares: dict[str, tuple[float, float, str]] = {}
 
     def add(self, quantity: str, got: float, want: float, rtol: float, atol: float, where: str = "") -> None:
+        """Compare two numbers."""
         error = abs(got - want)
         share = error / (atol + rtol * abs(want))
         if not share <= self.shares.get(quantity, (-1.0,))[0]:
@@ -117,12 +128,13 @@ class Worst:
 
     @property
     def missed(self) -> dict[str, str]:
+        """What is beyond its tolerance."""
         return {q: f"{e:.1e} at {w}" for q, (share, e, w) in self.shares.items() if share > 1}
 
 
 def main() -> int:
     """Check every folder given; 1 when one misses."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("fixtures", nargs="+", type=Path, metavar="FIXTURE_DIR")
     torch.set_num_threads(1)
     missed = 0
@@ -208,9 +220,7 @@ def check_gradients(fixture: Fixture, policy: Policy, worst: Worst) -> None:
     for name, gradient in gradients(fixture, policy).items():
         want = expected["grad_norms"][name]
         if (gradient is None) != (want is None):
-            raise AssertionError(
-                f"gradient of {name}: {'none' if gradient is None else 'one'}, recorded {want}"
-            )
+            raise AssertionError(f"gradient of {name}: {'none' if gradient is None else 'one'}, recorded {want}")
         if gradient is not None:
             norm = gradient.double().norm().item()
             total += norm**2
@@ -256,11 +266,11 @@ def check_deltas(fixture: Fixture, policy: Policy, trained: Policy, worst: Worst
 
 def build_schedule(optimizer: torch.optim.Optimizer, setup: dict[str, Any]) -> Any:
     """The recorded learning-rate schedule."""
-    options = setup["scheduler"] or {"type": None}
-    if options["type"] is None:
+    if not setup["scheduler"]:
         return optim.constant(optimizer, setup["num_training_steps"])
-    arguments = {k: v for k, v in options.items() if k != "type"}
-    return {"diffuser": optim.diffuser}[options["type"]](optimizer, setup["num_training_steps"], **arguments)
+    arguments = dict(setup["scheduler"])
+    schedule = {"diffuser": optim.diffuser}[arguments.pop("type")]
+    return schedule(optimizer, setup["num_training_steps"], **arguments)
 
 
 def check_actions(fixture: Fixture, policy: Policy, normalizer: Normalizer, worst: Worst) -> None:

@@ -20,16 +20,16 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-TINY = (
-    "policy=diffusion env=pusht device=cpu batch_size=4 log_freq=5 save_freq=5 offline.steps=150 logger=tensorboard "
-    "policy.down_dims=[16,32] policy.spatial_softmax_num_keypoints=8 scheduler.num_warmup_steps=5 "
-    "eval.n_episodes=1 eval.batch_size=1 eval.n_videos=0 eval_freq=100 env.episode_length=20 policy.num_inference_steps=2"
-).split()
+TINY = """
+policy=diffusion policy.down_dims=[16,32] policy.spatial_softmax_num_keypoints=8 policy.num_inference_steps=2
+env=pusht env.episode_length=20 eval.n_episodes=1 eval.batch_size=1 eval.n_videos=0 eval_freq=100
+device=cpu batch_size=4 log_freq=5 save_freq=5 offline.steps=150 scheduler.num_warmup_steps=5
+"""
 
 
 def main() -> int:
     """Run both and compare; 1 when they differ."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("dataset", type=Path)
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
@@ -37,7 +37,7 @@ def main() -> int:
     random.seed(arguments.seed)
     with tempfile.TemporaryDirectory() as folder:
         whole, killed = Path(folder, "whole"), Path(folder, "killed")
-        command = [f"dataset.root={arguments.dataset.resolve()}", *TINY, *overrides]
+        command = [f"dataset.root={arguments.dataset.resolve()}", *TINY.split(), *overrides]
         finish(command, whole)
         resumed = [kill_once(command, killed, i % 2 == 1) for i in range(arguments.kills)]
         finish(command, killed)
@@ -108,8 +108,9 @@ def compare(whole: Path, killed: Path) -> list[str]:
     for name in ("model.safetensors", "train.safetensors"):
         a, b = load_file(one / name), load_file(other / name)
         problems += [f"{name}: {key} differs" for key in a if not torch.equal(a[key], b[key])]
-    states = (torch.load(path / "state.pt", weights_only=True) for path in (one, other))
-    problems += differing(*(dict(optimizer=s["optimizer"], random=s["random"]) for s in states))
+    a, b = (torch.load(path / "state.pt", weights_only=True) for path in (one, other))
+    for key in ("optimizer", "schedule", "ema", "random"):
+        problems += differing(a[key], b[key], f"state.pt: {key}")
     losses = [logged(path / "metrics.jsonl") for path in (whole, killed)]
     if losses[0] != losses[1]:
         problems.append(f"metrics.jsonl differs: {losses[0]} and {losses[1]}")
@@ -123,7 +124,7 @@ def logged(path: Path) -> list[tuple[Any, ...]]:
     return [tuple(line.get(key) for key in keys) for line in lines]
 
 
-def differing(a: Any, b: Any, path: str = "state.pt") -> list[str]:
+def differing(a: Any, b: Any, path: str) -> list[str]:
     """Where two nested states differ."""
     if isinstance(a, dict):
         return [text for key in a for text in differing(a[key], b[key], f"{path}.{key}")]

@@ -20,11 +20,11 @@ SIZES: dict[str, Any] = {
     "num_train_timesteps": 10,
     "num_inference_steps": 2,
     "spatial_softmax_num_keypoints": 4,
-    "crop_shape": [28, 28],
+    "crop_shape": [64, 64],
 }
 
 
-def spec(cameras: int = 0, state: bool = True, environment: bool = False, size: int = 32) -> Spec:
+def spec(cameras: int = 0, state: bool = True, environment: bool = False, size: int = 72) -> Spec:
     """Features of a robot with some cameras of `size` x `size` pixels."""
     images = {f"observation.images.{i}": Feature("VISUAL", (3, size, size)) for i in range(cameras)}
     observation = images | (STATE if state else {}) | (ENVIRONMENT if environment else {})

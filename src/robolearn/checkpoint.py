@@ -60,9 +60,7 @@ class Checkpoints:
         self.config, self.spec = config, spec
         self.keep_last, self.keep_best, self.metric = keep_last, keep_best, metric
 
-    def save(
-        self, step: int, models: Mapping[str, nn.Module], trained: nn.Module, state: dict[str, Any]
-    ) -> Path:
+    def save(self, step: int, models: Mapping[str, nn.Module], trained: nn.Module, state: dict[str, Any]) -> Path:
         """Write a checkpoint, then move ``last`` to it and remove those no longer kept.
 
         Args:
@@ -100,9 +98,7 @@ class Checkpoints:
                 continue
             return folder, torch.load(folder / "state.pt", map_location="cpu", weights_only=True)
         if folders:
-            raise UserError(
-                f"Every checkpoint in {self.folder} is damaged; start afresh with another output_dir."
-            )
+            raise UserError(f"Every checkpoint in {self.folder} is damaged; start afresh with another output_dir.")
         return None
 
     def score(self, step: int, scalars: Mapping[str, float]) -> None:
@@ -190,9 +186,7 @@ def find(path: str | Path) -> Path:
             try:
                 verify(folder)
             except DamagedError as error:
-                raise UserError(
-                    f"The checkpoint {folder} is damaged ({error}); use another one of the run."
-                ) from None
+                raise UserError(f"The checkpoint {folder} is damaged ({error}); use another one of the run.") from None
             return folder.resolve()
     what = "holds no checkpoint" if given.exists() else "does not exist"
     raise UserError(f"checkpoint={path} {what}; give a run's folder or one of its checkpoints/<step>.")
@@ -227,11 +221,7 @@ def set_random_state(state: Mapping[str, Any]) -> None:
 
 
 def _joined(models: Mapping[str, nn.Module]) -> dict[str, torch.Tensor]:
-    return {
-        f"{name}.{key}": value.contiguous()
-        for name, m in models.items()
-        for key, value in m.state_dict().items()
-    }
+    return {f"{name}.{key}": value.contiguous() for name, m in models.items() for key, value in m.state_dict().items()}
 
 
 def _checksum(path: Path) -> str:

@@ -4,7 +4,7 @@ import copy
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 class Ema:
@@ -24,15 +24,23 @@ class Ema:
         self.decay = decay
         self.power = power
         self.updates = 0
-        self._pairs = list(self.model.parameters()), list(model.parameters())
+        self._averaged: list[Tensor] = list(self.model.parameters())
+        self._current: list[Tensor] = list(model.parameters())
         self._buffers = list(self.model.buffers()), list(model.buffers())
+
+    @torch.no_grad()
+    def copy(self) -> None:
+        """Start anew from the model's weights as they are now."""
+        self.updates = 0
+        for averaged, current in zip(self._averaged + self._buffers[0], self._current + self._buffers[1], strict=True):
+            averaged.copy_(current)
 
     @torch.no_grad()
     def update(self) -> None:
         """Move the average towards the model's weights as they are now."""
         self.updates += 1
         decay = min(self.decay, 1 - (1 + self.updates) ** -self.power)
-        torch._foreach_lerp_(*self._pairs, weight=1 - decay)
+        torch._foreach_lerp_(self._averaged, self._current, weight=1 - decay)  # pyright: ignore[reportPrivateImportUsage]
         for averaged, current in zip(*self._buffers, strict=True):
             averaged.copy_(current)
 

@@ -61,9 +61,7 @@ def whole_folder(path: Path) -> Iterator[Path]:
         _sync(path.parent)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise UserError(
-                f"The disk is full: {path} could not be written; make room and start again."
-            ) from None
+            raise UserError(f"The disk is full: {path} could not be written; make room and start again.") from None
         raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

@@ -52,9 +52,7 @@ def build(config: Mapping[str, Any], fps: float = 1.0) -> tuple[Policy, Normaliz
     """
     kind = config["type"]
     if kind not in POLICIES:
-        raise UserError(
-            f"LeRobot policies of type '{kind}' cannot be read; those that can: {', '.join(POLICIES)}."
-        )
+        raise UserError(f"LeRobot policies of type '{kind}' cannot be read; those that can: {', '.join(POLICIES)}.")
     options = {key: value for key, value in config.items() if not ELSEWHERE.fullmatch(key)}
     spec = spec_of(config, fps)
     policy = POLICIES[kind](spec, **options, **REFERENCE[kind])
@@ -71,9 +69,7 @@ def rename(kind: str) -> Callable[[str], tuple[str, str] | None]:
     """A function from a LeRobot parameter name to ("policy" or "normalizer", name here), None for constants."""
 
     def to_ours(name: str) -> tuple[str, str] | None:
-        stat = re.fullmatch(
-            r"(?:normalize_inputs|normalize_targets|unnormalize_outputs)\.buffer_(.*)\.(\w+)", name
-        )
+        stat = re.fullmatch(r"(?:normalize_inputs|normalize_targets|unnormalize_outputs)\.buffer_(.*)\.(\w+)", name)
         if stat:
             return "normalizer", f"stats.{stat[1]}.{stat[2]}"
         if CONSTANTS.search(name):
@@ -101,6 +97,4 @@ def load(policy: Policy, normalizer: Normalizer, kind: str, state: Mapping[str, 
         policy.load_state_dict(ours["policy"])
         normalizer.load_state_dict(ours["normalizer"])
     except RuntimeError as error:
-        raise UserError(
-            f"The weights do not fit config.json: {str(error).splitlines()[-1].strip()}"
-        ) from None
+        raise UserError(f"The weights do not fit config.json: {str(error).splitlines()[-1].strip()}") from None

@@ -65,7 +65,7 @@ class Logger:
     def video(self, step: int, name: str, frames: np.ndarray, fps: float) -> None:
         """Show a video of frames (T, H, W, 3) uint8, made smaller: the full one lies beside eval.json."""
         if self.writer:
-            from tensorboard.compat.proto.summary_pb2 import Summary
+            from tensorboard.compat.proto.summary_pb2 import Summary  # pyright: ignore[reportAttributeAccessIssue]
 
             height, width = frames.shape[1:3]
             image = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=_gif(frames, fps))
@@ -124,7 +124,7 @@ def _parsed(line: str) -> dict[str, Any] | None:
 def _rewrite_events(folder: Path, keep: Callable[[Any], bool]) -> None:
     """Keep only some events of all event files, in one new file."""
     from tensorboard.backend.event_processing.event_file_loader import RawEventFileLoader
-    from tensorboard.compat.proto.event_pb2 import Event
+    from tensorboard.compat.proto.event_pb2 import Event  # pyright: ignore[reportAttributeAccessIssue]
     from tensorboard.summary.writer.record_writer import RecordWriter
 
     files = sorted(folder.glob("events.out.tfevents.*"))

@@ -50,20 +50,26 @@ class Normalizer(nn.Module):
         """Actions (..., A) in the policy's scale, as the robot takes them."""
         if "action" not in self.modes:
             return action
-        stats = self.stats[_name("action")]
+        first, second = self._stats("action")
         if self.modes["action"] == "MEAN_STD":
-            return action * stats.std + stats.mean
-        return (action + 1) / 2 * (stats.max - stats.min) + stats.min
+            return action * second + first
+        return (action + 1) / 2 * (second - first) + first
 
     def _encode(self, key: str, value: Tensor) -> Tensor:
         if key in self.images and value.dtype == torch.uint8:
             value = value.float() / 255
         if key not in self.modes:
             return value
-        stats = self.stats[_name(key)]
+        first, second = self._stats(key)
         if self.modes[key] == "MEAN_STD":
-            return (value - stats.mean) / (stats.std + EPS)
-        return (value - stats.min) / (stats.max - stats.min + EPS) * 2 - 1
+            return (value - first) / (second + EPS)
+        return (value - first) / (second - first + EPS) * 2 - 1
+
+    def _stats(self, key: str) -> tuple[Tensor, Tensor]:
+        """Mean and deviation, or minimum and maximum, as the key's mode needs."""
+        stats = self.stats[_name(key)]
+        first, second = (stats.get_buffer(name) for name in NEEDS[self.modes[key]])
+        return first, second
 
 
 def _name(key: str) -> str:
@@ -74,10 +80,7 @@ def _buffers(key: str, feature: Feature, mode: Mode, stats: Stats | None) -> nn.
     shape = (feature.shape[0], 1, 1) if feature.kind == "VISUAL" else feature.shape
     module = nn.Module()
     for name in NEEDS[mode]:
-        if stats is None:
-            value = torch.zeros(shape)
-        else:
-            value = _checked(key, name, mode, shape, stats)
+        value = torch.zeros(shape) if stats is None else _checked(key, name, mode, shape, stats)
         module.register_buffer(name, value)
     return module
 
@@ -90,11 +93,7 @@ def _checked(key: str, name: str, mode: Mode, shape: tuple[int, ...], stats: Sta
         )
     value = stats[key][name].to(torch.float32)
     if value.shape != shape:
-        raise UserError(
-            f"The statistic '{name}' of {key} has shape {tuple(value.shape)}, its feature needs {shape}."
-        )
+        raise UserError(f"The statistic '{name}' of {key} has shape {tuple(value.shape)}, its feature needs {shape}.")
     if not value.isfinite().all():
-        raise UserError(
-            f"The statistic '{name}' of {key} is not finite; compute the dataset's statistics again."
-        )
+        raise UserError(f"The statistic '{name}' of {key} is not finite; compute the dataset's statistics again.")
     return value.clone()

@@ -29,9 +29,7 @@ def merge_options(
             raise UserError(
                 f"param_groups.{name}: the policy has no parameter group '{name}' (did you mean '{nearest}'?)."
             )
-    return [
-        {"name": name, "params": params, **options.get(name, {})} for name, params in groups.items() if params
-    ]
+    return [{"name": name, "params": params, **options.get(name, {})} for name, params in groups.items() if params]
 
 
 def constant(optimizer: Optimizer, num_training_steps: int) -> LambdaLR:
@@ -67,9 +65,7 @@ def diffuser(
     if name not in names:
         nearest = difflib.get_close_matches(name, names, n=1, cutoff=0)[0]
         raise UserError(f"scheduler.name={name} is none of {', '.join(names)} (did you mean '{nearest}'?).")
-    schedule = get_scheduler(
-        name, optimizer, num_warmup_steps=num_warmup_steps, num_training_steps=num_training_steps
-    )
+    schedule = get_scheduler(name, optimizer, num_warmup_steps=num_warmup_steps, num_training_steps=num_training_steps)
     if hold_at_end:
         schedule.lr_lambdas = [_held(factor, num_training_steps) for factor in schedule.lr_lambdas]
     return schedule

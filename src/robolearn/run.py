@@ -42,10 +42,9 @@ MAY_CHANGE = (
     "job_name",
 )
 HEARTBEAT_S = 10.0
-PACKAGES = (
-    "robolearn torch torchvision hydra-core omegaconf gymnasium gym-pusht gym-aloha gym-xarm mujoco pymunk "
-    "diffusers transformers datasets av tensorboard submitit numpy"
-).split()
+PACKAGES = ("robolearn", "torch", "torchvision", "hydra-core", "omegaconf", "gymnasium", "gym-pusht", "pymunk")
+PACKAGES += ("gym-aloha", "gym-xarm", "mujoco", "diffusers", "transformers", "datasets", "av", "tensorboard")
+PACKAGES += ("submitit", "numpy")
 
 
 class Run:
@@ -204,9 +203,7 @@ def _git(folder: Path) -> tuple[str | None, str]:
     """The commit the code comes from and what was changed since; (None, "") outside a repository."""
 
     def git(*arguments: str) -> str:
-        done = subprocess.run(
-            ["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=True
-        )
+        done = subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=True)
         return done.stdout
 
     try:

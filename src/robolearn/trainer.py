@@ -175,11 +175,9 @@ class Trainer:
         """Run episodes with the weights that act; the randomness of training is not touched."""
         assert self.evaluator
         acting = self.acting()
-        training = acting.training
         agent = Agent(acting.eval(), self.normalizer, self.device, self.amp_dtype)
         folder = self.run.folder / "eval" / f"{self.step:08d}"
         result = self.evaluator(agent, folder, stop=lambda: self.interrupts.pending is not None)
-        acting.train(training)
         self.last_evaluation = result.scalars
         self.checkpoints.score(self.step, result.scalars)
         if result.video is not None:
@@ -190,9 +188,7 @@ class Trainer:
     def measure(self) -> dict[str, float]:
         """What the updates since the last call came to; the one place that waits for the device."""
         scalars = self.meter.read(self.step)
-        rates = {
-            group.get("name", str(i)): group["lr"] for i, group in enumerate(self.optimizer.param_groups)
-        }
+        rates = {group.get("name", str(i)): group["lr"] for i, group in enumerate(self.optimizer.param_groups)}
         scalars |= {f"train/lr/{name}": float(rate) for name, rate in rates.items()}
         if self.device.type == "cuda":
             scalars["train/gpu_memory_gb"] = torch.cuda.max_memory_allocated(self.device) / 1e9
@@ -220,6 +216,8 @@ class Trainer:
         if not found:
             self.logger.rewind(-1)
             self.policy.load_pretrained()
+            if self.ema:
+                self.ema.copy()
             self.logger.text("config", self.checkpoints.config)
             return
         folder, state = found
@@ -286,9 +284,7 @@ class Trainer:
     def progress_bar(self) -> tqdm:
         """Steps done, rate, time left, loss and data wait; lines every half minute where there is no terminal."""
         interval = 0.1 if sys.stderr.isatty() else 30.0
-        return tqdm(
-            total=self.steps, initial=self.step, unit="step", mininterval=interval, dynamic_ncols=True
-        )
+        return tqdm(total=self.steps, initial=self.step, unit="step", mininterval=interval, dynamic_ncols=True)
 
 
 def _hyperparameters(run: Run) -> dict[str, bool | int | float | str]:

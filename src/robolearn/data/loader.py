@@ -1,7 +1,7 @@
 """Batches ahead of time: threads gather the coming ones while the present one is trained on."""
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Generator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Protocol
 
@@ -48,7 +48,7 @@ class Loader:
         self.num_workers = num_workers
         self._pin = self.device.type == "cuda" and dataset.device.type == "cpu"
 
-    def starting_at(self, k: int) -> Iterator[Batch]:
+    def starting_at(self, k: int) -> Generator[Batch, None, None]:
         """Batches k, k + 1, ... without end. Closing the generator ends its threads.
 
         An exception of a thread is raised here, at the batch it belongs to.
@@ -58,12 +58,12 @@ class Loader:
             return self._direct(k)
         return self._ahead(k)
 
-    def _direct(self, k: int) -> Iterator[Batch]:
+    def _direct(self, k: int) -> Generator[Batch, None, None]:
         while True:
             yield self._to_device(self._gather(self.sampler[k]))
             k += 1
 
-    def _ahead(self, k: int) -> Iterator[Batch]:
+    def _ahead(self, k: int) -> Generator[Batch, None, None]:
         pool = ThreadPoolExecutor(self.num_workers, thread_name_prefix="loader")
         pending: deque[Future[Batch]] = deque()
         try:

@@ -164,7 +164,9 @@ def _match(wanted: Wanted, times: np.ndarray, base: float, tolerance_s: float) -
         position = int(wrong[0])
         want, found = float(wanted.times[position]), float(seconds[index[position]])
         if want > seconds[-1]:
-            raise refuse(wanted, position, f"ends at {seconds[-1]:.6g} s, before the frame at {want:.6g} s")
+            raise refuse(
+                wanted, position, f"is truncated: it ends at {seconds[-1]:.6g} s, before the frame at {want:.6g} s"
+            )
         raise refuse(
             wanted,
             position,

@@ -1,0 +1,1 @@
+"""Policies: what is learned, and how it acts."""

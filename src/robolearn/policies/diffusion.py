@@ -103,10 +103,15 @@ class DiffusionPolicy(Policy):
         self.vectors = list(spec.of_kind("STATE")), list(spec.of_kind("ENV"))
         self.crop_shape = cast("tuple[int, int] | None", tuple(crop_shape) if crop_shape else None)
         _check_lengths(horizon, n_obs_steps, n_action_steps, down_dims)
+        if drop_n_last_frames is not None and drop_n_last_frames < 0:
+            raise UserError(f"policy.drop_n_last_frames={drop_n_last_frames} must not be negative.")
         _check_unet(down_dims, kernel_size, n_groups, diffusion_step_embed_dim)
-        _check_unet(down_dims[:1], kernel_size, final_n_groups or n_groups, diffusion_step_embed_dim, "final_n_groups")
+        final_n_groups = n_groups if final_n_groups is None else final_n_groups
+        _check_unet(down_dims[:1], kernel_size, final_n_groups, diffusion_step_embed_dim, "final_n_groups")
         _check_steps(num_train_timesteps, num_inference_steps)
         _check_images(spec, self.crop_shape, use_group_norm, pretrained_backbone_weights)
+        if spatial_softmax_num_keypoints < 1:
+            raise UserError(f"policy.spatial_softmax_num_keypoints={spatial_softmax_num_keypoints} must be at least 1.")
 
         self.window = Window(
             observation=tuple(range(1 - n_obs_steps, 1)),
@@ -143,7 +148,7 @@ class DiffusionPolicy(Policy):
             down_dims,
             kernel_size,
             n_groups,
-            final_n_groups or n_groups,
+            final_n_groups,
             diffusion_step_embed_dim,
             use_film_scale_modulation,
         )
@@ -212,9 +217,7 @@ class DiffusionPolicy(Policy):
         """Load the backbone's weights where a file or name of them was given."""
         if self.pretrained:
             for encoder in self.encoders:
-                load_resnet_weights(
-                    cast(ImageEncoder, encoder).backbone, self.vision_backbone, self.pretrained
-                )
+                load_resnet_weights(cast(ImageEncoder, encoder).backbone, self.vision_backbone, self.pretrained)
 
 
 def _check_lengths(horizon: int, n_obs_steps: int, n_action_steps: int, down_dims: Sequence[int]) -> None:
@@ -240,13 +243,9 @@ def _check_unet(
     down_dims: Sequence[int], kernel_size: int, n_groups: int, step_dim: int, groups_key: str = "n_groups"
 ) -> None:
     if n_groups < 1 or not down_dims or any(dim < 1 or dim % n_groups for dim in down_dims):
-        raise UserError(
-            f"policy.down_dims={list(down_dims)} must be multiples of policy.{groups_key}={n_groups}."
-        )
+        raise UserError(f"policy.down_dims={list(down_dims)} must be multiples of policy.{groups_key}={n_groups}.")
     if kernel_size < 1 or kernel_size % 2 == 0:
-        raise UserError(
-            f"policy.kernel_size={kernel_size} must be odd, so that convolutions keep the length."
-        )
+        raise UserError(f"policy.kernel_size={kernel_size} must be odd, so that convolutions keep the length.")
     if step_dim < 4 or step_dim % 2:
         raise UserError(f"policy.diffusion_step_embed_dim={step_dim} must be even and at least 4.")
 
@@ -261,9 +260,7 @@ def _check_steps(num_train_timesteps: int, num_inference_steps: int | None) -> N
         )
 
 
-def _check_images(
-    spec: Spec, crop_shape: tuple[int, ...] | None, use_group_norm: bool, pretrained: str | None
-) -> None:
+def _check_images(spec: Spec, crop_shape: tuple[int, ...] | None, use_group_norm: bool, pretrained: str | None) -> None:
     cameras = spec.of_kind("VISUAL")
     if not cameras and not spec.of_kind("ENV"):
         raise UserError(

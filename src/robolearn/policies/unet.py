@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -122,9 +123,7 @@ class ConditionalUnet1d(nn.Module):
         self.down = nn.ModuleList()
         for level, (outer, inner) in enumerate(zip(dims[:-1], dims[1:], strict=True), start=1):
             is_deepest = level == len(down_dims)
-            shorten = (
-                nn.Identity() if is_deepest else nn.Conv1d(inner, inner, kernel_size=3, stride=2, padding=1)
-            )
+            shorten = nn.Identity() if is_deepest else nn.Conv1d(inner, inner, kernel_size=3, stride=2, padding=1)
             self.down.append(nn.ModuleList([block(outer, inner), block(inner, inner), shorten]))
         self.mid = nn.ModuleList([block(deepest, deepest), block(deepest, deepest)])
         self.up = nn.ModuleList()
@@ -149,13 +148,15 @@ class ConditionalUnet1d(nn.Module):
         x = x.transpose(1, 2)
         cond = torch.cat([self.step_embedding(step), cond], dim=-1)
         skips = []
-        for first, second, shorten in self.down:
+        for level in self.down:
+            first, second, shorten = cast(nn.ModuleList, level)
             x = second(first(x, cond), cond)
             skips.append(x)
             x = shorten(x)
         for middle in self.mid:
             x = middle(x, cond)
-        for first, second, lengthen in self.up:
+        for level in self.up:
+            first, second, lengthen = cast(nn.ModuleList, level)
             x = torch.cat([x, skips.pop()], dim=1)
             x = lengthen(second(first(x, cond), cond))
         return self.final(x).transpose(1, 2)

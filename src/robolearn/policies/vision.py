@@ -108,9 +108,7 @@ def load_resnet_weights(body: nn.Sequential, name: str, weights: str) -> None:
     try:
         full.load_state_dict(_read_weights(path))
     except (RuntimeError, TypeError) as error:
-        raise UserError(
-            f"{path} does not hold the weights of {name}: {str(error).splitlines()[-1].strip()}"
-        ) from None
+        raise UserError(f"{path} does not hold the weights of {name}: {str(error).splitlines()[-1].strip()}") from None
     body.load_state_dict(nn.Sequential(*list(full.children())[:-2]).state_dict())
 
 

@@ -1,0 +1,136 @@
+"""The policies compute what the reference computed, and the check that says so can fail."""
+
+import importlib.util
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+FIXTURES = "golden/public"
+ENVSTATE, IMAGE = "diffusion_envstate_ddim", "diffusion_image_batchnorm_randcrop"
+
+
+def _script() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("check_parity", ROOT / "scripts" / "check_parity.py")
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+parity = _script()
+
+DIFFUSION = [
+    "diffusion_envstate_ddim",
+    "diffusion_envstate_ddpm",
+    "diffusion_image2_separate",
+    "diffusion_image2_shared",
+    "diffusion_image_batchnorm_randcrop",
+    "diffusion_image_ddim",
+    "diffusion_image_ddpm",
+    "diffusion_image_envstate_nocrop",
+    "diffusion_image_sample_masked",
+]
+
+
+@pytest.mark.parametrize("name", DIFFUSION)
+def test_equals_the_reference(shared: Path, name: str) -> None:
+    worst = parity.check(parity.Fixture(shared / FIXTURES / name))
+    assert worst.missed == {}
+    assert {"loss", "gradient", "total", "updates", "delta", "action"} <= worst.shares.keys()
+
+
+def test_no_diffusion_fixture_is_left_out(shared: Path) -> None:
+    assert sorted(path.name for path in (shared / FIXTURES).glob("diffusion_*")) == DIFFUSION
+
+
+@pytest.fixture
+def changed(shared: Path, tmp_path: Path) -> Callable[..., Path]:
+    """A copy of a fixture whose config.json has other values, so that the policy computes something else."""
+
+    def copy(name: str, **options: Any) -> Path:
+        # Weights depend on the names of both folders.
+        folder = tmp_path / "public" / name
+        folder.mkdir(parents=True)
+        for file in (shared / FIXTURES / name).iterdir():
+            (folder / file.name).write_bytes(file.read_bytes())
+        config = json.loads((folder / "config.json").read_text())
+        assert options.keys() <= config.keys()
+        (folder / "config.json").write_text(json.dumps(config | options))
+        return folder
+
+    return copy
+
+
+def status(monkeypatch: pytest.MonkeyPatch, *folders: Path) -> int:
+    monkeypatch.setattr(sys, "argv", ["check_parity.py", *map(str, folders)])
+    return parity.main()
+
+
+def test_status_is_0_where_all_pass(shared: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    assert status(monkeypatch, shared / FIXTURES / ENVSTATE) == 0
+    assert "all pass" in capsys.readouterr().out
+
+
+MUTATIONS = [
+    {"n_groups": 2},
+    {"use_film_scale_modulation": False},
+    {"n_action_steps": 2},
+    {"horizon": 16},
+    {"prediction_type": "sample"},
+    {"beta_schedule": "linear"},
+    {"clip_sample_range": 0.5},
+    {"noise_scheduler_type": "DDPM"},
+    {"num_inference_steps": 5},
+    {"normalization_mapping": {"VISUAL": "MEAN_STD", "STATE": "MEAN_STD", "ACTION": "MIN_MAX"}},
+    {"normalization_mapping": {"VISUAL": "MEAN_STD", "STATE": "MIN_MAX", "ACTION": "MEAN_STD"}},
+]
+
+
+@pytest.mark.parametrize("options", MUTATIONS, ids=[next(iter(options)) for options in MUTATIONS])
+def test_another_policy_is_caught(
+    changed: Callable[..., Path],
+    options: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+) -> None:
+    assert status(monkeypatch, changed(ENVSTATE, **options)) == 1
+    assert f"MISS {ENVSTATE}" in capsys.readouterr().out
+
+
+def test_another_crop_is_caught(changed: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    assert status(monkeypatch, changed(IMAGE, crop_is_random=False)) == 1
+
+
+def test_one_miss_among_many_is_told(
+    shared: Path, changed: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    folders = shared / FIXTURES / "diffusion_envstate_ddpm", changed(ENVSTATE, n_groups=2)
+    assert status(monkeypatch, *folders) == 1
+    out = capsys.readouterr().out
+    assert "ok   diffusion_envstate_ddpm" in out
+    assert "1 missed" in out
+
+
+def test_a_wrong_schedule_of_updates_is_caught(shared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    right = parity.build_schedule
+
+    def late(optimizer: Any, setup: dict[str, Any]) -> Any:
+        return right(optimizer, setup | {"num_training_steps": 10})
+
+    monkeypatch.setattr(parity, "build_schedule", late)
+    assert "updates" in parity.check(parity.Fixture(shared / FIXTURES / ENVSTATE)).missed
+
+
+def test_a_nan_is_a_miss() -> None:
+    worst = parity.Worst()
+    worst.add("loss", 1.0, 1.0, 1e-4, 1e-5)
+    worst.add("loss", float("nan"), 1.0, 1e-4, 1e-5)
+    worst.add("loss", 1.0, 1.0, 1e-4, 1e-5)
+    assert "loss" in worst.missed
