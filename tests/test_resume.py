@@ -101,7 +101,7 @@ def test_a_killed_run_ends_as_one_that_was_not(tmp_path: Path, options: dict[str
 
 def test_a_run_killed_again_and_again_ends_as_one_that_was_not(tmp_path: Path) -> None:
     trained(tmp_path / "whole", log=5, save=1)
-    for _ in range(6):
+    for _ in range(5):
         killed(tmp_path / "cut", 3, log=5, save=1)
     trained(tmp_path / "cut", log=5, save=1)
     assert_equal_runs(tmp_path / "whole", tmp_path / "cut")

@@ -108,10 +108,10 @@ def trainer(
     **options: Any,
 ) -> Trainer:
     """A run in a folder, new or to be resumed, seeded as an entry point does."""
+    given = policy or Line()
     random.seed(0)
     np.random.seed(0)
     torch.manual_seed(0)
-    given = policy or Line()
     for parameter in given.parameters():
         nn.init.zeros_(parameter)
     folder.mkdir(parents=True, exist_ok=True)

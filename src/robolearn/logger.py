@@ -44,7 +44,7 @@ class Logger:
         whole = kept[-1] if kept and kept[-1]["step"] == step else None
         last = step if whole else step - 1
         if self.events.exists():
-            _rewrite_events(self.events, lambda event: event.step <= last or not event.HasField("summary"))
+            _rewrite_events(self.events, lambda event: not event.HasField("summary") or _stays(event, last))
         return whole
 
     def scalars(self, step: int, scalars: Mapping[str, float]) -> None:
@@ -119,6 +119,11 @@ def _parsed(line: str) -> dict[str, Any] | None:
         return json.loads(line)
     except ValueError:
         return None  # a kill cut it short
+
+
+def _stays(event: Any, last: int) -> bool:
+    """Whether a summary belongs to a step up to the last; hyperparameters are written anew at the end of a run."""
+    return event.step <= last and not any(value.tag.startswith("_hparams_/") for value in event.summary.value)
 
 
 def _rewrite_events(folder: Path, keep: Callable[[Any], bool]) -> None:

@@ -99,6 +99,7 @@ class Trainer:
 
     def __post_init__(self) -> None:
         self.step = 0
+        self.saved = -1  # the step of the newest checkpoint
         self.scalars: dict[str, float] = {}
         self.last_evaluation: dict[str, float] = {}
         self.meter = Meter(self.device)
@@ -162,11 +163,12 @@ class Trainer:
 
     def finish_step(self) -> None:
         """Evaluate where it is time, and write the step's scalars; may be done again after a restart."""
-        if self.evaluates():
+        while self.evaluates():
             try:
                 self.scalars |= self.evaluate()
+                break
             except Stopped:
-                return  # a restart evaluates this step again
+                self.leave()  # a restart evaluates this step again, and so does a run that goes on
         if self.scalars:
             self.logger.scalars(self.step, self.scalars)
             self.scalars = {}
@@ -209,6 +211,7 @@ class Trainer:
             "random": random_state(),
         }
         self.checkpoints.save(self.step, self.models(), self.policy, state)
+        self.saved = self.step
 
     def restore(self) -> None:
         """Take up the newest sound checkpoint, or start afresh."""
@@ -223,7 +226,7 @@ class Trainer:
         folder, state = found
         load_models(folder, self.models())
         load_trained(folder, self.policy)
-        self.step = self.run.step = state["step"]
+        self.step = self.run.step = self.saved = state["step"]
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
         self.scaler.load_state_dict(state["scaler"])
@@ -243,13 +246,15 @@ class Trainer:
 
     def finish(self) -> float | None:
         """The last words of a run that came to its end."""
-        metrics = {f"hparam/{name}": value for name, value in self.last_evaluation.items()}
+        self.meter.check_finite(self.step)
+        # TensorBoard looks their values up among the scalars of these names.
+        metrics = {f"eval/{name}": value for name, value in self.last_evaluation.items()}
         self.logger.hparams(_hyperparameters(self.run), metrics)
         return self.last_evaluation.get(self.checkpoints.metric)
 
     def leave(self) -> None:
         """Save, and hand the signal on; returns where the handler that was there before wants to go on."""
-        if self.cadence.save_checkpoint and not self.saves():
+        if self.cadence.save_checkpoint and self.saved != self.step:
             self.save()
         self.interrupts.deliver()
 
