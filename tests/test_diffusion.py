@@ -66,7 +66,10 @@ def test_refuses_a_robot_that_sees_nothing() -> None:
 
 
 def test_refuses_cameras_of_different_shapes() -> None:
-    images = {"observation.images.a": Feature("VISUAL", (3, 32, 32)), "observation.images.b": Feature("VISUAL", (3, 32, 40))}
+    images = {
+        "observation.images.a": Feature("VISUAL", (3, 32, 32)),
+        "observation.images.b": Feature("VISUAL", (3, 32, 40)),
+    }
     with pytest.raises(UserError, match=r"cameras of one shape, the dataset has observation.images.a \(3, 32, 32\), "):
         diffusion(Spec(images, Feature("ACTION", (2,)), 10.0))
 

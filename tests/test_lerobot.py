@@ -12,13 +12,21 @@ from robolearn.errors import UserError
 
 # The features of the datasets that the lists of names were made with.
 FEATURES: dict[str, dict[str, tuple[str, list[int]]]] = {
-    "pusht": {"observation.image": ("VISUAL", [3, 96, 96]), "observation.state": ("STATE", [2]), "action": ("ACTION", [2])},
+    "pusht": {
+        "observation.image": ("VISUAL", [3, 96, 96]),
+        "observation.state": ("STATE", [2]),
+        "action": ("ACTION", [2]),
+    },
     "aloha": {
         "observation.images.top": ("VISUAL", [3, 480, 640]),
         "observation.state": ("STATE", [14]),
         "action": ("ACTION", [14]),
     },
-    "xarm": {"observation.image": ("VISUAL", [3, 84, 84]), "observation.state": ("STATE", [4]), "action": ("ACTION", [4])},
+    "xarm": {
+        "observation.image": ("VISUAL", [3, 84, 84]),
+        "observation.state": ("STATE", [4]),
+        "action": ("ACTION", [4]),
+    },
 }
 
 

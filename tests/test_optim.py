@@ -45,7 +45,9 @@ FORMULAS = {
     "constant_with_warmup": warmed(lambda step: 1.0),
     # From the rate down to 1e-7, diffusers' default.
     "polynomial": warmed(lambda step: (1 - 1e-7) * (1 - done(step)) + 1e-7),
-    "cosine_with_restarts": warmed(lambda step: 0.5 * (1 + math.cos(math.pi * (done(step) % 1))) if step < STEPS else 0),
+    "cosine_with_restarts": warmed(
+        lambda step: 0.5 * (1 + math.cos(math.pi * (done(step) % 1))) if step < STEPS else 0
+    ),
 }
 
 

@@ -73,7 +73,9 @@ def status(monkeypatch: pytest.MonkeyPatch, *folders: Path) -> int:
     return parity.main()
 
 
-def test_status_is_0_where_all_pass(shared: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+def test_status_is_0_where_all_pass(
+    shared: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
     assert status(monkeypatch, shared / FIXTURES / ENVSTATE) == 0
     assert "all pass" in capsys.readouterr().out
 

@@ -146,7 +146,9 @@ def test_logged_gradient_norm_is_that_before_clipping(tmp_path: Path) -> None:
 
 def test_the_average_of_weights_acts_and_is_saved(tmp_path: Path) -> None:
     evaluator, seen = Counting(), []
-    made = trainer(tmp_path, evaluate=12, evaluator=lambda agent, *a, **k: seen.append(agent) or evaluator(agent, *a, **k))
+    made = trainer(
+        tmp_path, evaluate=12, evaluator=lambda agent, *a, **k: seen.append(agent) or evaluator(agent, *a, **k)
+    )
     averaged = trainer(tmp_path / "ema", evaluate=12, evaluator=made.evaluator, ema=True)
     made.train()
     averaged.train()

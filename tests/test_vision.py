@@ -156,7 +156,9 @@ def test_weights_come_by_name_from_torch_hubs_folder(
 
 def test_a_name_whose_file_is_not_there_is_not_downloaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
-    with pytest.raises(UserError, match=r"resnet18-f37072fd.pth are not there and nothing is downloaded.*=PATH or null"):
+    with pytest.raises(
+        UserError, match=r"resnet18-f37072fd.pth are not there and nothing is downloaded.*=PATH or null"
+    ):
         filled_from("ResNet18_Weights.IMAGENET1K_V1")
     assert not list(tmp_path.iterdir())
 

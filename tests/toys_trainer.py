@@ -1,4 +1,4 @@
-"""A run small enough to be trained in milliseconds: four numbers of weights, data in memory, an evaluator that counts."""
+"""A run small enough to be trained in milliseconds: six weights, data in memory, an evaluator that counts."""
 
 import json
 import random

@@ -80,15 +80,19 @@ class Checkpoints:
             sums = {file.name: _checksum(file) for file in sorted(temporary.iterdir())}
             write_json(temporary / "checksums.json", sums)
         link(self.folder / "last", folder.name)
-        self._prune()
+        self._prune(step)
         return folder
 
     def restore(self) -> tuple[Path, dict[str, Any]] | None:
         """The newest sound checkpoint and its state; damaged ones are named and passed over.
 
+        What a killed run left half written or half removed is removed.
+
         Raises:
             UserError: There are checkpoints, and all of them are damaged.
         """
+        for rest in self.folder.glob(".[0-9]*"):
+            shutil.rmtree(rest)
         folders = self._folders()
         for folder in reversed(folders):
             try:
@@ -107,31 +111,43 @@ class Checkpoints:
         if not folder.is_dir():
             return
         write_json(folder / SCORE, dict(scalars))
-        best = self._best()
-        if best:
-            link(self.folder / "best", best[0].name)
+        self._link_best()
 
     def _folders(self) -> list[Path]:
         return sorted(f for f in self.folder.glob("[0-9]*") if f.is_dir())
 
     def _best(self) -> list[Path]:
+        """The `keep_best` best ones, the best first."""
         scored = []
         for folder in self._folders():
             if (folder / SCORE).exists():
                 value = json.loads((folder / SCORE).read_text()).get(self.metric)
                 if value is not None:
                     scored.append((value, folder))
-        return [folder for _, folder in sorted(scored, reverse=True)]
+        return [folder for _, folder in sorted(scored, reverse=True)[: self.keep_best]]
 
-    def _prune(self) -> None:
+    def _link_best(self) -> None:
+        if best := self._best():
+            link(self.folder / "best", best[0].name)
+        else:
+            (self.folder / "best").unlink(missing_ok=True)
+
+    def _prune(self, newest: int) -> None:
+        # A resumed run passed over those of later steps because they are damaged, and comes to these steps anew.
+        doomed = [folder for folder in self._folders() if int(folder.name) > newest]
+        _remove(doomed)
         folders = self._folders()
-        kept = {*folders[-self.keep_last :], *self._best()[: self.keep_best]}
-        for folder in folders:
-            if folder not in kept:
-                # Renamed first, so that a kill in between leaves no half-removed checkpoint.
-                doomed = folder.with_name(f".{folder.name}.removed")
-                folder.rename(doomed)
-                shutil.rmtree(doomed)
+        kept = {*folders[-self.keep_last :], *self._best()}
+        _remove([folder for folder in folders if folder not in kept])
+        self._link_best()
+
+
+def _remove(folders: list[Path]) -> None:
+    for folder in folders:
+        # Renamed first, so that a kill in between leaves no half-removed checkpoint.
+        doomed = folder.with_name(f".{folder.name}.removed")
+        folder.rename(doomed)
+        shutil.rmtree(doomed)
 
 
 def verify(folder: Path) -> None:
@@ -144,6 +160,8 @@ def verify(folder: Path) -> None:
         sums = json.loads((folder / "checksums.json").read_text())
     except (OSError, ValueError):
         raise DamagedError("checksums.json is missing or unreadable") from None
+    if not isinstance(sums, dict) or WEIGHTS not in sums:
+        raise DamagedError("checksums.json is not what was written")
     for name, checksum in sums.items():
         if not (folder / name).is_file():
             raise DamagedError(f"{name} is missing")

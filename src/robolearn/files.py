@@ -11,15 +11,21 @@ from typing import Any
 
 from robolearn.errors import UserError
 
+FULL = (errno.ENOSPC, errno.EDQUOT)
+
 
 def write_text(path: Path, text: str) -> None:
     """Write a file so that a reader sees the old or the new content, never a part."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with temporary.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    try:
+        with temporary.open("w", encoding="utf-8", errors="surrogateescape") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -59,12 +65,43 @@ def whole_folder(path: Path) -> Iterator[Path]:
             shutil.rmtree(path)
         temporary.rename(path)
         _sync(path.parent)
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise UserError(f"The disk is full: {path} could not be written; make room and start again.") from None
+    except Exception as error:
+        if _is_full(error, temporary):
+            raise _full_disk(path) from None
         raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
+def telling_of_a_full_disk(path: Path) -> Iterator[None]:
+    """Make a sentence of an error that comes from a full disk; other errors pass.
+
+    Raises:
+        UserError: The disk is full.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno in FULL:
+            raise _full_disk(path) from error
+        raise
+
+
+def _full_disk(path: Path) -> UserError:
+    return UserError(f"The disk is full: {path} could not be written; make room and start again.")
+
+
+def _is_full(error: Exception, folder: Path) -> bool:
+    """Whether a write into a folder failed for want of room."""
+    try:
+        if isinstance(error, OSError):
+            raise error
+        # Safetensors and torch raise errors of their own that do not tell, so the disk is asked again.
+        (folder / "probe").write_bytes(bytes(1 << 20))
+    except OSError as found:
+        return found.errno in FULL
+    return False
 
 
 def _sync(path: Path) -> None:

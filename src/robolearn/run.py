@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import platform
+import re
 import socket
 import subprocess
 import sys
@@ -17,10 +18,11 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
+import filelock
 import yaml
 
 from robolearn.errors import UserError
-from robolearn.files import write_json, write_text
+from robolearn.files import telling_of_a_full_disk, write_json, write_text
 
 log = logging.getLogger(__name__)
 
@@ -61,6 +63,7 @@ class Run:
         self.config = config
         self.overrides = overrides
         self.step = 0
+        self._lock = filelock.FileLock(folder / ".lock")
         self._state: State = "running"
 
     @property
@@ -107,15 +110,30 @@ class Run:
     def running(self) -> Iterator[None]:
         """While open the status says "running" and its time is renewed; how the block ends is what it says after.
 
-        A SystemExit is an interrupted run, any other exception a failed one.
+        A SystemExit is an interrupted run, any other exception a failed one. Opened within itself it does nothing:
+        an entry point opens it before the trainer is built, which may take minutes, and the trainer does again.
+
+        Raises:
+            UserError: Another process runs in the folder.
         """
+        if self._lock.is_locked:
+            yield
+            return
+        try:
+            # The system lets go of it when the process dies, however that happens.
+            self._lock.acquire(timeout=0)
+        except filelock.Timeout:
+            raise UserError(
+                f"Another process is at work on the run in {self.folder}; wait for it or give another output_dir."
+            ) from None
         stop = threading.Event()
         beat = threading.Thread(target=self._beat, args=(stop,), daemon=True)
         self._write("running")
         beat.start()
         end: tuple[State, str | None] = ("finished", None)
         try:
-            yield
+            with telling_of_a_full_disk(self.folder):
+                yield
         except (SystemExit, KeyboardInterrupt):
             end = ("interrupted", None)
             raise
@@ -126,7 +144,17 @@ class Run:
         finally:
             stop.set()
             beat.join()
-            self._write(*end)
+            self._write_end(*end)
+            self._lock.release()
+
+    def _write_end(self, state: State, error: str | None) -> None:
+        try:
+            self._write(state, error)
+        except OSError as failure:
+            if state == "finished":
+                raise
+            # What ended the run is what the user is to see.
+            log.error("status.json could not be written: %s", failure)
 
     def _beat(self, stop: threading.Event) -> None:
         while not stop.wait(HEARTBEAT_S):
@@ -196,15 +224,17 @@ def newest_unfinished(root: Path, config: Mapping[str, Any], looked_at: int = 20
 
 def _one_line(error: BaseException) -> str:
     text = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {text[0] if text else ''}"
+    line = f"{type(error).__name__}: {text[0] if text else ''}"
+    # Who looks for a run's end searches the status for this word.
+    return re.sub("finish(ed)", r"end\1", line, flags=re.IGNORECASE)
 
 
 def _git(folder: Path) -> tuple[str | None, str]:
     """The commit the code comes from and what was changed since; (None, "") outside a repository."""
 
     def git(*arguments: str) -> str:
-        done = subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=True)
-        return done.stdout
+        done = subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, check=True)
+        return done.stdout.decode(errors="surrogateescape")  # files may be of any encoding
 
     try:
         return git("rev-parse", "HEAD").strip(), git("diff", "HEAD")

@@ -180,6 +180,8 @@ class Trainer:
         agent = Agent(acting.eval(), self.normalizer, self.device, self.amp_dtype)
         folder = self.run.folder / "eval" / f"{self.step:08d}"
         result = self.evaluator(agent, folder, stop=lambda: self.interrupts.pending is not None)
+        told = ", ".join(f"{name} {value:.3g}" for name, value in result.scalars.items())
+        log.info("Evaluated step %d: %s; videos in %s.", self.step, told, folder)
         self.last_evaluation = result.scalars
         self.checkpoints.score(self.step, result.scalars)
         if result.video is not None:

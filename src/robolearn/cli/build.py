@@ -146,8 +146,9 @@ def open_run(cfg: DictConfig, folder: Path, overrides: Sequence[str]) -> Run:
     if folder.exists() and not folder.is_dir():
         raise UserError(f"output_dir={folder} is a file; give a folder.")
     # What Hydra, submitit or a run killed before its first step may have left there.
-    left = {"run.json", "git.diff", ".submitit"}
-    foreign = [file.name for file in _entries(folder) if file.name not in left and file.suffix != ".log"]
+    left = {"run.json", "git.diff"}
+    names = [file.name for file in _entries(folder) if not file.name.startswith(".") and file.suffix != ".log"]
+    foreign = [name for name in names if name not in left]
     if foreign:
         raise UserError(f"output_dir={folder} holds other files ({foreign[0]}) and no run; give a folder of its own.")
     return run

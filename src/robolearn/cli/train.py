@@ -72,12 +72,8 @@ def _train(cfg: DictConfig) -> float | None:
         metric = recorded(folder, cfg.checkpoints.metric)
         log.info("%s is finished at step %d; %s was %s.", folder, found["step"], cfg.checkpoints.metric, metric)
         return metric
-    try:
-        trainer = build_trainer(cfg, run)
-    except Exception as error:
-        with run.running():  # leaves the status "failed", and the reason in the log
-            raise error
-    return trainer.train()
+    with run.running():
+        return build_trainer(cfg, run).train()
 
 
 def _named(context: Any) -> bool:
