@@ -26,7 +26,7 @@ train: setup ## train and evaluate a policy: make train DATASET=path/or/hub_id
 	BIN=$(BIN) scripts/train.sh "$(DATASET)" $(ARGS)
 
 test: setup ## the fast tests
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n 2 $(ARGS)
 
 test-slow: setup ## the tests that take minutes
 	$(BIN)/python -m pytest -m slow $(ARGS)

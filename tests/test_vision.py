@@ -111,7 +111,7 @@ def test_group_norm_replaces_every_batch_norm() -> None:
 
 
 def test_building_an_encoder_leaves_batch_statistics_alone() -> None:
-    encoder = ImageEncoder((3, 32, 32), "resnet18", use_group_norm=False, num_keypoints=2)
+    encoder = ImageEncoder((3, 64, 64), "resnet18", use_group_norm=False, num_keypoints=2)
     norms = [module for module in encoder.modules() if isinstance(module, nn.BatchNorm2d)]
     assert all(int(norm.num_batches_tracked) == 0 and not norm.running_mean.any() for norm in norms)
     assert encoder.training
@@ -196,3 +196,8 @@ def test_a_file_that_holds_something_else_is_refused(tmp_path: Path) -> None:
 def test_a_folder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"is no file of weights \(IsADirectoryError\)"):
         filled_from(str(tmp_path))
+
+
+def test_refuses_images_that_leave_a_feature_map_of_one_position() -> None:
+    with pytest.raises(UserError, match=r"policy\.crop_shape .* larger than 32 pixels"):
+        ImageEncoder((3, 32, 32), "resnet18", use_group_norm=True, num_keypoints=2)

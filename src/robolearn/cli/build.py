@@ -2,6 +2,7 @@
 
 import json
 import random
+import warnings
 from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from pathlib import Path
@@ -55,8 +56,10 @@ def check(jobs: Sequence[Job]) -> None:
             check_roots(job.cfg)
             if not job.elsewhere:
                 pick_device(job.cfg.device)
-            check_parts(job.cfg, seen)
-            open_run(job.cfg, job.folder, job.overrides)
+            policy = check_parts(job.cfg, seen)
+            run = open_run(job.cfg, job.folder, job.overrides)
+            if not run.exists and not job.elsewhere:
+                _check_pretrained(policy)
         except UserError as error:
             if len(jobs) == 1:
                 raise
@@ -194,12 +197,15 @@ def _refused(key: str, error: Exception) -> UserError:
     return UserError(f"{key}: {' '.join(str(error).split()).rstrip('.')}.")
 
 
-def check_parts(cfg: DictConfig, seen: dict[str, Any]) -> None:
+def check_parts(cfg: DictConfig, seen: dict[str, Any]) -> Policy:
     """Build the parts that are light, and the policy without memory for its weights.
 
     Args:
         cfg: A job's configuration.
         seen: What was built before, by the sub-configuration; filled here.
+
+    Returns:
+        The policy.
 
     Raises:
         UserError: A constructor's rule is broken, or the parts do not fit each other.
@@ -219,19 +225,27 @@ def check_parts(cfg: DictConfig, seen: dict[str, Any]) -> None:
         once(lambda: check_same_spec(dataset.spec, simulator.spec), "env", "dataset")
         once(lambda: build("eval", cfg, env=simulator), "env", "eval")
     once(partial(build, "image_transforms", cfg), "image_transforms")
-    groups = once(lambda: _check_policy(cfg, dataset), "policy", "dataset")
+    policy = once(lambda: _check_policy(cfg, dataset), "policy", "dataset")
+    groups = list(policy.param_groups())
     once(lambda: _check_optimizer(cfg, groups), "policy", "optimizer", "scheduler", "param_groups", "offline")
+    return policy
 
 
-def _check_policy(cfg: DictConfig, dataset: Any) -> list[str]:
-    """The names of the policy's parameter groups."""
+def _check_policy(cfg: DictConfig, dataset: Any) -> Policy:
     try:
         with torch.device("meta"):
             policy = build_policy(cfg, dataset.spec)
     except (NotImplementedError, RuntimeError):  # its constructor computes with its weights
         policy = build_policy(cfg, dataset.spec)
     Normalizer(dataset.spec, policy.normalization_mapping, dataset.stats)
-    return list(policy.param_groups())
+    return policy
+
+
+def _check_pretrained(policy: Policy) -> None:
+    """See that the weights a fresh run starts from are there and fit."""
+    with warnings.catch_warnings(), torch.device("meta"):
+        warnings.simplefilter("ignore")  # torch warns that weights without memory take no values
+        policy.load_pretrained()
 
 
 def _check_optimizer(cfg: DictConfig, groups: list[str]) -> None:

@@ -20,11 +20,19 @@ class SpatialSoftmax(nn.Module):
     Args:
         feature_shape: (C, H, W) of the feature map.
         num_keypoints: How many keypoints, K.
+
+    Raises:
+        UserError: The map has a single position, where every keypoint would be at 0 whatever the image shows.
     """
 
     def __init__(self, feature_shape: tuple[int, int, int], num_keypoints: int) -> None:
         super().__init__()
         channels, height, width = feature_shape
+        if height * width == 1:
+            raise UserError(
+                "The images are too small for the backbone, whose feature map has a single position; "
+                "make policy.crop_shape (or the images) larger than 32 pixels."
+            )
         self.keypoints = nn.Conv2d(channels, num_keypoints, kernel_size=1)
         y, x = torch.meshgrid(torch.linspace(-1, 1, height), torch.linspace(-1, 1, width), indexing="ij")
         self.register_buffer("grid", torch.stack([x.flatten(), y.flatten()], dim=1), persistent=False)
