@@ -54,6 +54,7 @@ def test_there_are_commands() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.pusht
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_commands_of(page: Path, folder: Path) -> None:
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"

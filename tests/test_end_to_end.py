@@ -9,6 +9,8 @@ from safetensors.torch import load_file
 from synthetic import write_dataset
 from toys_cli import TINY, metrics, run
 
+pytestmark = pytest.mark.pusht
+
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> list[str]:

@@ -19,6 +19,7 @@ def toy(**options) -> Simulator:
     return Simulator("toy_sim/Reach-v0", fps=10, kwargs=kwargs, **options)
 
 
+@pytest.mark.pusht
 @pytest.mark.parametrize(
     ("obs_type", "shapes"),
     [
@@ -43,6 +44,7 @@ def test_pusht_gives_every_obs_type_by_its_dataset_keys(obs_type, shapes):
     assert all(feature.kind == kinds[key] for key, feature in simulator.spec.observation.items())
 
 
+@pytest.mark.pusht
 def test_pixels_are_those_of_the_simulator_channel_first():
     env = PushT().make(1)
     observation, _ = env.reset(seed=[7])
@@ -52,6 +54,7 @@ def test_pixels_are_those_of_the_simulator_channel_first():
     np.testing.assert_array_equal(observation["observation.state"][0], raw["agent_pos"].astype(np.float32))
 
 
+@pytest.mark.pusht
 def test_visualization_and_observation_sizes_are_options():
     env = PushT(observation_width=48, observation_height=32, visualization_width=64, visualization_height=40).make(1)
     observation, _ = env.reset(seed=[0])
@@ -122,6 +125,7 @@ def test_an_idle_place_runs_nothing():
     env.close()
 
 
+@pytest.mark.pusht
 def test_workers_do_not_import_torch():
     code = "import robolearn.envs, gym_pusht.envs, sys; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
@@ -243,6 +247,7 @@ KEYPOINTS = Spec(
 )
 
 
+@pytest.mark.pusht
 def test_equal_specs_and_further_observations_pass():
     check_same_spec(IMAGES, PushT().spec)
     state = Spec({"observation.state": Feature("STATE", (2,))}, Feature("ACTION", (2,)), 10)
@@ -266,6 +271,7 @@ def test_shapes_and_actions_that_differ_are_named():
     assert "action has shape (4,) in the dataset and (2,) in the simulator" in text
 
 
+@pytest.mark.pusht
 def test_the_spec_of_the_recorded_datasets_fits(shared):
     for folder, obs_type in (("pusht_v30", "pixels_agent_pos"), ("pusht_keypoints_v30", "environment_state_agent_pos")):
         import json

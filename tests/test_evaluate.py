@@ -120,6 +120,7 @@ def test_videos_play_and_show_the_first_episodes(tmp_path):
     assert result.fps == 10
 
 
+@pytest.mark.pusht
 def test_pusht_is_filmed_at_its_visualization_size(tmp_path):
     simulator = PushT(obs_type="state", episode_length=3, visualization_width=384, visualization_height=384)
 

@@ -18,6 +18,7 @@ SHORT = ["offline.steps=40", "eval_freq=20", "env.episode_length=5", "policy.dow
 
 
 @pytest.mark.slow
+@pytest.mark.pusht
 def test_a_killed_run_ends_as_one_that_was_not(tmp_path: Path) -> None:
     dataset = write_dataset(tmp_path / "dataset", episodes=3, length=20)
     command = [

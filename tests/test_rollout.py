@@ -133,6 +133,7 @@ def test_actions_that_can_not_be_are_refused():
     assert "(3,)" in message(lambda: run(toy(), [0], agent=Wide()))
 
 
+@pytest.mark.pusht
 def test_pusht_is_repeatable_and_deterministic_across_batches():
     simulator = PushT(obs_type="environment_state_agent_pos", episode_length=20)
 
