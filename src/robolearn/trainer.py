@@ -252,6 +252,8 @@ class Trainer:
         # TensorBoard looks their values up among the scalars of these names.
         metrics = {f"eval/{name}": value for name, value in self.last_evaluation.items()}
         self.logger.hparams(_hyperparameters(self.run), metrics)
+        folder = self.run.folder
+        log.info("Done: %s holds checkpoints and evaluations; curves: tensorboard --logdir %s", folder, folder)
         return self.last_evaluation.get(self.checkpoints.metric)
 
     def leave(self) -> None:
