@@ -197,7 +197,8 @@ def build(fixture: Fixture) -> tuple[Policy, Normalizer]:
 
 def batch(fixture: Fixture) -> Batch:
     """The recorded batch with a time dimension for every key, also where the reference drops it."""
-    return {key: value.clone() for key, value in fixture.batch.items()}
+    ndims = {key: 1 + len(feature["shape"]) for key, feature in fixture.config["input_features"].items()}
+    return {k: v.unsqueeze(1) if v.ndim == ndims.get(k) else v.clone() for k, v in fixture.batch.items()}
 
 
 def gradients(fixture: Fixture, policy: Policy) -> dict[str, Tensor | None]:
@@ -234,7 +235,9 @@ def check_updates(fixture: Fixture, policy: Policy, normalizer: Normalizer, wors
     trained = copy.deepcopy(policy)
     options = {k: v for k, v in setup["optimizer"].items() if k not in ("type", "grad_clip_norm")}
     kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[setup["optimizer"]["type"]]
-    optimizer = kind(optim.merge_options(trained.param_groups(), {}), **options)
+    rates = {"backbone": "optimizer_lr_backbone"}
+    groups = {name: {"lr": fixture.config[key]} for name, key in rates.items() if key in fixture.config}
+    optimizer = kind(optim.merge_options(trained.param_groups(), groups), **options)
     schedule = build_schedule(optimizer, setup)
     for i, want in enumerate(expected["updates"]):
         with fixture.replay(f"update{i}"):

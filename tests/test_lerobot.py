@@ -27,7 +27,21 @@ FEATURES: dict[str, dict[str, tuple[str, list[int]]]] = {
         "observation.state": ("STATE", [4]),
         "action": ("ACTION", [4]),
     },
+    "pusht_keypoints": {
+        "observation.environment_state": ("ENV", [16]),
+        "observation.state": ("STATE", [2]),
+        "action": ("ACTION", [2]),
+    },
 }
+# What LeRobot could build, and the names that hold constants.
+PUBLISHED = [
+    *(("act", dataset) for dataset in FEATURES),
+    *(("diffusion", dataset) for dataset in ("pusht", "aloha", "xarm")),
+]
+# LeRobot writes the mapping into every config.json; in ACT's, environment states stay as they are.
+ACT = {"type": "act", "normalization_mapping": dict.fromkeys(["VISUAL", "STATE", "ACTION"], "MEAN_STD")}
+OPTIONS: dict[str, dict[str, Any]] = {"act": ACT, "diffusion": {"type": "diffusion"}}
+UNPLACED = {"act": ["model.vae_encoder_pos_enc"], "diffusion": ["diffusion.rgb_encoder.pool.pos_grid"]}
 
 
 def config(dataset: str, **options: Any) -> dict[str, Any]:
@@ -53,21 +67,21 @@ def shapes(policy: torch.nn.Module, normalizer: torch.nn.Module) -> dict[tuple[s
     return {(place, name): list(v.shape) for place, owner in owners.items() for name, v in owner.state_dict().items()}
 
 
-@pytest.mark.parametrize("dataset", FEATURES)
-def test_names_and_shapes_cover_the_policy(shared: Path, dataset: str) -> None:
+@pytest.mark.parametrize(("kind", "dataset"), PUBLISHED)
+def test_names_and_shapes_cover_the_policy(shared: Path, kind: str, dataset: str) -> None:
     with torch.device("meta"):
-        expected = shapes(*lerobot.build(config(dataset)))
-    to_ours = lerobot.rename("diffusion")
-    names = published(shared, f"diffusion_{dataset}")
+        expected = shapes(*lerobot.build(config(dataset, **OPTIONS[kind])))
+    to_ours = lerobot.rename(kind)
+    names = published(shared, f"{kind}_{dataset}")
     found = {place: shape for name, shape in names.items() if (place := to_ours(name))}
     assert found == expected
 
 
-@pytest.mark.parametrize("dataset", FEATURES)
-def test_only_constants_have_no_place(shared: Path, dataset: str) -> None:
-    to_ours = lerobot.rename("diffusion")
-    names = published(shared, f"diffusion_{dataset}")
-    assert [name for name in names if to_ours(name) is None] == ["diffusion.rgb_encoder.pool.pos_grid"]
+@pytest.mark.parametrize(("kind", "dataset"), PUBLISHED)
+def test_only_constants_have_no_place(shared: Path, kind: str, dataset: str) -> None:
+    to_ours = lerobot.rename(kind)
+    names = published(shared, f"{kind}_{dataset}")
+    assert [name for name in names if to_ours(name) is None] == UNPLACED[kind]
 
 
 def test_weights_are_taken_up(shared: Path) -> None:
@@ -112,6 +126,9 @@ def test_the_references_behaviours_are_turned_on() -> None:
     with torch.device("meta"):
         policy, _ = lerobot.build(config("pusht"))
     assert not policy.crop_per_sample
+    assert policy.averages_over_padding
+    with torch.device("meta"):
+        policy, _ = lerobot.build(config("pusht", **OPTIONS["act"]))
     assert policy.averages_over_padding
 
 

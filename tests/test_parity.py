@@ -38,16 +38,26 @@ DIFFUSION = [
     "diffusion_image_sample_masked",
 ]
 
+ACT = [
+    "act_envstate_novae",
+    "act_envstate_prenorm_gelu",
+    "act_envstate_tempens",
+    "act_envstate_vae",
+    "act_image2_vae",
+    "act_image_vae",
+]
 
-@pytest.mark.parametrize("name", DIFFUSION)
+
+@pytest.mark.parametrize("name", ACT + DIFFUSION)
 def test_equals_the_reference(shared: Path, name: str) -> None:
     worst = parity.check(parity.Fixture(shared / FIXTURES / name))
     assert worst.missed == {}
     assert {"loss", "gradient", "total", "updates", "delta", "action"} <= worst.shares.keys()
 
 
-def test_no_diffusion_fixture_is_left_out(shared: Path) -> None:
-    assert sorted(path.name for path in (shared / FIXTURES).glob("diffusion_*")) == DIFFUSION
+@pytest.mark.parametrize(("kind", "names"), [("act", ACT), ("diffusion", DIFFUSION)])
+def test_no_fixture_is_left_out(shared: Path, kind: str, names: list[str]) -> None:
+    assert sorted(path.name for path in (shared / FIXTURES).glob(f"{kind}_*")) == names
 
 
 @pytest.fixture
@@ -104,6 +114,23 @@ def test_another_policy_is_caught(
 ) -> None:
     assert status(monkeypatch, changed(ENVSTATE, **options)) == 1
     assert f"MISS {ENVSTATE}" in capsys.readouterr().out
+
+
+ACT_MUTATIONS = [
+    ("act_envstate_vae", {"n_heads": 2}),
+    ("act_envstate_vae", {"n_action_steps": 2}),
+    ("act_envstate_vae", {"kl_weight": 9.99}),
+    ("act_envstate_prenorm_gelu", {"feedforward_activation": "relu"}),
+    ("act_envstate_tempens", {"temporal_ensemble_coeff": 0.05}),
+    ("act_envstate_tempens", {"temporal_ensemble_coeff": None}),
+]
+
+
+@pytest.mark.parametrize(("name", "options"), ACT_MUTATIONS, ids=str)
+def test_another_act_is_caught(
+    changed: Callable[..., Path], name: str, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert status(monkeypatch, changed(name, **options)) == 1
 
 
 def test_another_crop_is_caught(changed: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:

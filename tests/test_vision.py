@@ -103,7 +103,7 @@ def test_encoder_gives_two_numbers_a_keypoint() -> None:
 
 
 def test_group_norm_replaces_every_batch_norm() -> None:
-    body = resnet_body("resnet18", use_group_norm=True)
+    body = resnet_body("resnet18", "group")
     assert not any(isinstance(module, nn.BatchNorm2d) for module in body.modules())
     norms = [module for module in body.modules() if isinstance(module, nn.GroupNorm)]
     assert all(norm.num_channels // norm.num_groups == 16 for norm in norms)
@@ -119,7 +119,7 @@ def test_building_an_encoder_leaves_batch_statistics_alone() -> None:
 
 def test_an_unknown_backbone_is_refused() -> None:
     with pytest.raises(UserError, match=r"policy.vision_backbone=resnet19 is none of torchvision's: .*resnet18"):
-        resnet_body("resnet19", use_group_norm=True)
+        resnet_body("resnet19", "group")
 
 
 @pytest.fixture(scope="module")
@@ -129,7 +129,7 @@ def weights() -> dict[str, torch.Tensor]:
 
 
 def filled_from(path: str) -> nn.Sequential:
-    body = resnet_body("resnet18", use_group_norm=False)
+    body = resnet_body("resnet18", "batch")
     load_resnet_weights(body, "resnet18", path)
     return body
 

@@ -1,9 +1,10 @@
-"""A diffusion policy of a few thousand weights, and batches for it."""
+"""A diffusion policy of a few thousand weights, and batches for any policy."""
 
 from typing import Any
 
 import torch
 
+from robolearn.policies.base import Policy
 from robolearn.policies.diffusion import DiffusionPolicy
 from robolearn.types import Batch, Feature, Spec
 
@@ -36,7 +37,7 @@ def diffusion(of: Spec, **options: Any) -> DiffusionPolicy:
     return DiffusionPolicy(of, **(SIZES | options))
 
 
-def batch(policy: DiffusionPolicy, of: Spec, size: int = 3, device: str = "cpu") -> Batch:
+def batch(policy: Policy, of: Spec, size: int = 3, device: str = "cpu") -> Batch:
     """Seeded normalised tensors over the policy's window; the actions of the first sample end in padding."""
     generator = torch.Generator().manual_seed(5)
     frames, horizon = len(policy.window.observation), len(policy.window.action)

@@ -5,6 +5,7 @@ from contextlib import nullcontext
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from robolearn.normalize import Normalizer
 from robolearn.policies.base import Policy
@@ -15,7 +16,8 @@ class Agent:
     """Acts with a policy in N environments at once.
 
     Keeps the last observations the policy needs (the first one is repeated at the start of an episode) and a queue of
-    the predicted actions; when it is empty, the policy predicts the next chunk.
+    the predicted actions; when it is empty, the policy predicts the next chunk. Where the policy has a
+    `temporal_ensemble_coeff`, the action is the weighted mean of what all chunks so far predict for this step.
 
     Args:
         policy: In evaluation mode, on `device`; not changed.
@@ -32,11 +34,15 @@ class Agent:
         self._offsets = [offset for offset in policy.window.observation if offset <= 0]
         self._history: deque[Batch] = deque(maxlen=1 - min(self._offsets))
         self._actions: deque[np.ndarray] = deque()
+        coeff = policy.temporal_ensemble_coeff
+        self._ensemble = None if coeff is None else Ensemble(coeff)
 
     def reset(self) -> None:
         """Forget everything; call it when episodes start."""
         self._history.clear()
         self._actions.clear()
+        if self._ensemble:
+            self._ensemble.reset()
 
     @torch.inference_mode()
     def __call__(self, observation: dict[str, np.ndarray]) -> np.ndarray:
@@ -56,6 +62,42 @@ class Agent:
         batch = {key: value.to(self.device, non_blocking=True) for key, value in stacked.items()}
         autocast = torch.autocast(self.device.type, self.amp_dtype) if self.amp_dtype else nullcontext()
         with autocast:
-            chunk = self.policy.act(self.normalizer.encode(batch))
-        actions = self.normalizer.decode_action(chunk[:, : self.policy.n_action_steps].float())
+            chunk = self.policy.act(self.normalizer.encode(batch)).float()
+        if self._ensemble:
+            chunk = self._ensemble(chunk).unsqueeze(1)
+        actions = self.normalizer.decode_action(chunk[:, : self.policy.n_action_steps])
         return actions.transpose(0, 1).cpu().numpy()
+
+
+class Ensemble:
+    """Averages what overlapping chunks predict for the same step (Zhao et al. 2023, arXiv:2304.13705, section IV-A).
+
+    The i-th oldest of a step's predictions weighs exp(-m i), so with a positive m older ones count more.
+
+    Args:
+        coeff: m.
+    """
+
+    def __init__(self, coeff: float) -> None:
+        self.coeff = coeff
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget all chunks; call it when episodes start."""
+        self._mean: Tensor | None = None
+        self._chunks = 0
+
+    def __call__(self, chunk: Tensor) -> Tensor:
+        """The actions (N, A) of this step, given the chunk (N, T, A) predicted now; call it at every step."""
+        # A running mean: the share of the newest of n + 1 predictions is exp(-m n) / sum_i exp(-m i).
+        ages = torch.arange(chunk.shape[1], device=chunk.device)
+        shares = 1 / (self.coeff * ages).exp().cumsum(0)
+        # The last step of the chunk is new, the one before has been predicted once, and so on.
+        earlier = ages.flip(0).clamp(max=self._chunks)
+        if self._mean is None:
+            self._mean = torch.zeros_like(chunk)
+        share = shares[earlier].to(chunk.dtype).unsqueeze(-1)
+        mean = self._mean + share * (chunk - self._mean)
+        self._mean = torch.cat([mean[:, 1:], torch.zeros_like(mean[:, :1])], dim=1)
+        self._chunks += 1
+        return mean[:, 0]

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from robolearn.errors import UserError
 from robolearn.normalize import Normalizer
+from robolearn.policies.act import ActPolicy
 from robolearn.policies.base import Policy
 from robolearn.policies.diffusion import DiffusionPolicy
 from robolearn.types import Feature, Spec
@@ -16,9 +17,35 @@ from robolearn.types import Feature, Spec
 ELSEWHERE = re.compile(r"type|input_features|output_features|optimizer_.*|scheduler_.*|device|use_amp")
 
 # LeRobot's behaviours that this project mends, turned back on.
-REFERENCE = {"diffusion": {"crop_per_sample": False, "average_over_padding": True, "final_n_groups": 8}}
+REFERENCE = {
+    "act": {"average_over_padding": True},
+    "diffusion": {"crop_per_sample": False, "average_over_padding": True, "final_n_groups": 8},
+}
 
-POLICIES: dict[str, type[Policy]] = {"diffusion": DiffusionPolicy}
+POLICIES: dict[str, type[Policy]] = {"act": ActPolicy, "diffusion": DiffusionPolicy}
+
+ACT_NAMES = [
+    (r"^model\.", r""),
+    (r"^vae_encoder\.", r"vae.encoder."),
+    (r"^vae_encoder_cls_embed\.weight$", r"vae.cls"),
+    (r"^vae_encoder_(?:robot_)?(state|action)_input_proj\.", r"vae.\1_proj."),
+    (r"^vae_encoder_latent_output_proj\.", r"vae.head."),
+    (r"^backbone\.conv1\.", r"backbone.0."),
+    (r"^backbone\.bn1\.", r"backbone.1."),
+    *((rf"^backbone\.layer{i}\.", rf"backbone.{i + 3}.") for i in range(1, 5)),
+    (r"^encoder_latent_input_proj\.", r"latent_proj."),
+    (r"^encoder_robot_state_input_proj\.", r"state_proj."),
+    (r"^encoder_env_state_input_proj\.", r"environment_proj."),
+    (r"^encoder_img_feat_input_proj\.", r"image_proj."),
+    (r"^encoder_1d_feature_pos_embed\.weight$", r"vector_positions"),
+    (r"^decoder_pos_embed\.weight$", r"queries"),
+    (r"^action_head\.", r"head."),
+    (r"(coder\.layers\.\d+)\.self_attn\.", r"\1.self_attention."),
+    (r"(coder\.layers\.\d+)\.multihead_attn\.", r"\1.cross_attention."),
+    (r"(coder\.layers\.\d+)\.linear1\.", r"\1.feedforward.0."),
+    (r"(coder\.layers\.\d+)\.linear2\.", r"\1.feedforward.3."),
+    *((rf"(coder\.layers\.\d+)\.norm{i}\.", rf"\1.residuals.{i - 1}.norm.") for i in range(1, 4)),
+]
 
 DIFFUSION_NAMES = [
     (r"^diffusion\.rgb_encoder\.(\d+)\.", r"encoders.\1."),
@@ -34,10 +61,10 @@ DIFFUSION_NAMES = [
     (r"^unet\.final_conv\.0\.block\.", r"unet.final.0."),
     (r"^unet\.final_conv\.1\.", r"unet.final.1."),
 ]
-NAMES: dict[str, list[tuple[str, str]]] = {"diffusion": DIFFUSION_NAMES}
+NAMES: dict[str, list[tuple[str, str]]] = {"act": ACT_NAMES, "diffusion": DIFFUSION_NAMES}
 
 # Constants that are computed here, not stored.
-CONSTANTS = re.compile(r"\.pool\.pos_grid$")
+CONSTANTS = re.compile(r"\.pool\.pos_grid$|^model\.vae_encoder_pos_enc$")
 
 
 def build(config: Mapping[str, Any], fps: float = 1.0) -> tuple[Policy, Normalizer]:

@@ -49,7 +49,7 @@ COMPOSED = {
     "experiment without plus": (["experiment=diffusion_pusht"], "added with a plus: +experiment="),
     "group with plus": (["+policy=diffusion"], "policy is chosen already; write policy=diffusion"),
     "null group": (["scheduler=null"], "scheduler is a group of files, so choose one of constant"),
-    "group left out": (["~optimizer"], "cannot be left out; choose one of adam"),
+    "group left out": (["~optimizer"], "optimizer cannot be left out; choose one of "),
     "launcher": (["-m", "hydra/launcher=slrm"], "did you mean 'slurm'?"),
     "launcher of one run": (["hydra/launcher=slurm"], "has an effect with --multirun only: add -m"),
     "text for a number": (["batch_size=many"], "batch_size takes a whole number, not 'many'"),

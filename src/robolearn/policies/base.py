@@ -18,12 +18,15 @@ class Policy(nn.Module):
         normalization_mapping: The scale the policy learns in, for each kind of feature.
         drop_n_last_frames: Frames at the end of every episode that are not sampled in training, because most of
             their action window would be padding.
+        temporal_ensemble_coeff: The agent averages the overlapping chunks of all steps with weights exp(-m i), i
+            counting from the oldest; needs n_action_steps == 1. None: each chunk is executed as predicted.
     """
 
     window: Window
     n_action_steps: int
     normalization_mapping: Mapping[Kind, Mode]
     drop_n_last_frames: int = 0
+    temporal_ensemble_coeff: float | None = None
 
     @abstractmethod
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:

@@ -1,11 +1,12 @@
 """Image encoders: a ResNet, then where in the image its features lie."""
 
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 import torchvision
 from torch import Tensor, nn
+from torchvision.ops import FrozenBatchNorm2d
 from torchvision.transforms.functional import center_crop
 
 from robolearn.errors import UserError
@@ -57,7 +58,7 @@ class ImageEncoder(nn.Module):
         self, image_shape: tuple[int, ...], vision_backbone: str, use_group_norm: bool, num_keypoints: int
     ) -> None:
         super().__init__()
-        self.backbone = resnet_body(vision_backbone, use_group_norm)
+        self.backbone = resnet_body(vision_backbone, "group" if use_group_norm else "batch")
         self.pool = SpatialSoftmax(_feature_shape(self.backbone, image_shape), num_keypoints)
         self.head = nn.Linear(2 * num_keypoints, 2 * num_keypoints)
 
@@ -71,8 +72,8 @@ class ImageEncoder(nn.Module):
         return self.head(self.pool(self.backbone(images)).flatten(1)).relu()
 
 
-def resnet_body(name: str, use_group_norm: bool) -> nn.Sequential:
-    """A torchvision ResNet up to its last feature map, with random weights.
+def check_resnet(name: str) -> None:
+    """Refuse a backbone that torchvision does not have.
 
     Raises:
         UserError: torchvision has no ResNet of that name.
@@ -80,8 +81,31 @@ def resnet_body(name: str, use_group_norm: bool) -> nn.Sequential:
     names = [n for n in torchvision.models.list_models(torchvision.models) if n.startswith("resnet")]
     if name not in names:
         raise UserError(f"policy.vision_backbone={name} is none of torchvision's: {', '.join(names)}.")
-    norm_layer = _group_norm if use_group_norm else None
-    resnet = torchvision.models.get_model(name, weights=None, norm_layer=norm_layer)
+
+
+def resnet_body(name: str, norm: Literal["batch", "group", "frozen"], dilate_last: bool = False) -> nn.Sequential:
+    """A torchvision ResNet up to its last feature map, with random weights.
+
+    Args:
+        name: The ResNet's name.
+        norm: BatchNorm, GroupNorm of 16 channels a group, or BatchNorm whose statistics and scale are constants.
+        dilate_last: The last stage keeps its input's resolution, by dilation in place of its stride.
+
+    Raises:
+        UserError: torchvision has no ResNet of that name, or none of it with dilation.
+    """
+    check_resnet(name)
+    layers = {"batch": None, "group": _group_norm, "frozen": FrozenBatchNorm2d}
+    dilation = [False, False, dilate_last]
+    try:
+        resnet = torchvision.models.get_model(
+            name, weights=None, norm_layer=layers[norm], replace_stride_with_dilation=dilation
+        )
+    except NotImplementedError:
+        raise UserError(
+            f"policy.replace_final_stride_with_dilation=true: {name} cannot be dilated; "
+            "choose policy.vision_backbone=resnet50 or deeper, or false."
+        ) from None
     return nn.Sequential(*list(resnet.children())[:-2])
 
 
