@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from robolearn.errors import UserError
-from robolearn.optim import constant, diffuser, merge_options
+from robolearn.optim import constant, cosine_decay_with_warmup, diffuser, merge_options, vqbet
 
 STEPS = 20
 WARMUP = 5
@@ -120,3 +120,43 @@ def test_groups_without_parameters_are_left_out() -> None:
 def test_an_unknown_group_names_the_nearest() -> None:
     with pytest.raises(UserError, match=r"param_groups.bakbone: .*no parameter group 'bakbone'.*'backbone'"):
         merge_options(groups(), {"bakbone": {"lr": 0.1}})
+
+
+def test_vqbet_of_the_reference_as_it_was_measured() -> None:
+    schedule = vqbet(sgd(1.0), 30, num_warmup_steps=5, num_vqvae_training_steps=10, end_at_zero=False)
+    found = rates(schedule, 29)
+    measured = {9: 1.0, 10: 0.0, 15: 1.0, 20: 0.9045, 29: 0.4063}
+    assert {step: round(found[step], 4) for step in measured} == measured
+
+
+def test_vqbet_ends_at_zero_with_the_run_and_stays_there() -> None:
+    found = rates(vqbet(sgd(1.0), 30, num_warmup_steps=5, num_vqvae_training_steps=10), 35)
+    assert found[:10] == [1.0] * 10
+    assert found[10:16] == pytest.approx([0, 0.2, 0.4, 0.6, 0.8, 1.0])
+    assert found[30:] == pytest.approx([0.0] * 6, abs=1e-12)
+
+
+def test_cosine_decay_of_the_reference_as_it_was_measured() -> None:
+    schedule = cosine_decay_with_warmup(sgd(1.0), 99, 5, 20, peak_lr=1.0, decay_lr=0.1, decay_after_warmup=False)
+    found = rates(schedule, 10)
+    measured = {4: 0.8333, 5: 0.8682, 10: 0.55}
+    assert {step: round(found[step], 4) for step in measured} == measured
+
+
+def test_cosine_decay_does_not_jump_after_the_warm_up_and_stays_at_its_end() -> None:
+    found = rates(cosine_decay_with_warmup(sgd(1.0), 99, 5, 20, peak_lr=1.0, decay_lr=0.1), 25)
+    assert found[5] == pytest.approx(1.0)
+    assert all(later <= earlier for earlier, later in zip(found[5:], found[6:], strict=False))
+    assert found[20:] == pytest.approx([0.1] * 6)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda o: vqbet(o, 9, -1, 5), "scheduler.num_warmup_steps=-1"),
+        (lambda o: cosine_decay_with_warmup(o, 9, 1, 5, peak_lr=0.1, decay_lr=0.2), "scheduler.decay_lr=0.2"),
+    ],
+)
+def test_schedules_refuse_numbers_that_make_no_sense(make: Callable, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        make(sgd(1.0))

@@ -1,6 +1,7 @@
 """Parameter groups by name, and learning-rate schedules."""
 
 import difflib
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -73,3 +74,88 @@ def diffuser(
 
 def _held(factor: Callable[[int], float], last: int) -> Callable[[int], float]:
     return lambda step: factor(min(step, last))
+
+
+def vqbet(
+    optimizer: Optimizer,
+    num_training_steps: int,
+    num_warmup_steps: int,
+    num_vqvae_training_steps: int,
+    num_cycles: float = 0.5,
+    end_at_zero: bool = True,
+) -> LambdaLR:
+    """Full rate while the tokenizer trains, then a linear warm-up from 0 and a cosine.
+
+    Args:
+        optimizer: Its learning rates are scaled.
+        num_training_steps: The run's steps, offline and online, those of the tokenizer included.
+        num_warmup_steps: Steps of warm-up, after the tokenizer's.
+        num_vqvae_training_steps: Steps of the tokenizer.
+        num_cycles: Waves of the cosine; 0.5 falls to 0.
+        end_at_zero: The cosine ends with the run; false: it is as long as if the tokenizer had taken no steps, so that
+            it never reaches 0, as in the reference.
+
+    Raises:
+        UserError: A number of steps is negative.
+    """
+    _check_steps(num_warmup_steps=num_warmup_steps, num_vqvae_training_steps=num_vqvae_training_steps)
+    length = num_training_steps - num_warmup_steps - (num_vqvae_training_steps if end_at_zero else 0)
+
+    def factor(step: int) -> float:
+        after = step - num_vqvae_training_steps
+        if after < 0:
+            return 1.0
+        if after < num_warmup_steps:
+            return after / num_warmup_steps
+        progress = (after - num_warmup_steps) / max(1, length)
+        if end_at_zero:
+            progress = min(progress, 1.0)
+        return max(0.0, 0.5 * (1 + math.cos(2 * math.pi * num_cycles * progress)))
+
+    return LambdaLR(optimizer, factor)
+
+
+def cosine_decay_with_warmup(
+    optimizer: Optimizer,
+    num_training_steps: int,
+    num_warmup_steps: int,
+    num_decay_steps: int,
+    peak_lr: float,
+    decay_lr: float,
+    decay_after_warmup: bool = True,
+) -> LambdaLR:
+    """Linear warm-up, then a cosine from the full rate to `decay_lr` / `peak_lr` of it, which then stays.
+
+    Args:
+        optimizer: Its learning rates are scaled.
+        num_training_steps: The run's steps; the schedule does not depend on them.
+        num_warmup_steps: Steps of warm-up, from 1 / (num_warmup_steps + 1) of the rate.
+        num_decay_steps: The step at which the cosine ends.
+        peak_lr: With `decay_lr` it gives the ratio; the rate itself is the optimizer's.
+        decay_lr: See `peak_lr`.
+        decay_after_warmup: The cosine starts where the warm-up ends; false: it counts from step 0, so that the rate
+            jumps there, as in the reference.
+
+    Raises:
+        UserError: Numbers make no sense.
+    """
+    del num_training_steps
+    _check_steps(num_warmup_steps=num_warmup_steps, num_decay_steps=num_decay_steps)
+    if not 0 <= decay_lr <= peak_lr or peak_lr == 0:
+        raise UserError(f"scheduler.decay_lr={decay_lr} must lie between 0 and scheduler.peak_lr={peak_lr}.")
+    floor = decay_lr / peak_lr
+    start = num_warmup_steps if decay_after_warmup else 0
+
+    def factor(step: int) -> float:
+        if step < num_warmup_steps:
+            return (1 + step) / (1 + num_warmup_steps)
+        progress = min(max(step - start, 0) / max(1, num_decay_steps - start), 1.0)
+        return (1 - floor) * 0.5 * (1 + math.cos(math.pi * progress)) + floor
+
+    return LambdaLR(optimizer, factor)
+
+
+def _check_steps(**steps: int) -> None:
+    for name, number in steps.items():
+        if number < 0:
+            raise UserError(f"scheduler.{name}={number} must not be negative.")
