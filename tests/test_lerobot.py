@@ -37,11 +37,16 @@ FEATURES: dict[str, dict[str, tuple[str, list[int]]]] = {
 PUBLISHED = [
     *(("act", dataset) for dataset in FEATURES),
     *(("diffusion", dataset) for dataset in ("pusht", "aloha", "xarm")),
+    *(("tdmpc", dataset) for dataset in ("pusht", "xarm", "pusht_keypoints")),
 ]
 # LeRobot writes the mapping into every config.json; in ACT's, environment states stay as they are.
 ACT = {"type": "act", "normalization_mapping": dict.fromkeys(["VISUAL", "STATE", "ACTION"], "MEAN_STD")}
-OPTIONS: dict[str, dict[str, Any]] = {"act": ACT, "diffusion": {"type": "diffusion"}}
-UNPLACED = {"act": ["model.vae_encoder_pos_enc"], "diffusion": ["diffusion.rgb_encoder.pool.pos_grid"]}
+OPTIONS: dict[str, dict[str, Any]] = {"act": ACT, "diffusion": {"type": "diffusion"}, "tdmpc": {"type": "tdmpc"}}
+UNPLACED = {
+    "act": ["model.vae_encoder_pos_enc"],
+    "diffusion": ["diffusion.rgb_encoder.pool.pos_grid"],
+    "tdmpc": [],
+}
 
 
 def config(dataset: str, **options: Any) -> dict[str, Any]:
@@ -130,6 +135,10 @@ def test_the_references_behaviours_are_turned_on() -> None:
     with torch.device("meta"):
         policy, _ = lerobot.build(config("pusht", **OPTIONS["act"]))
     assert policy.averages_over_padding
+    with torch.device("meta"):
+        policy, _ = lerobot.build(config("pusht", **OPTIONS["tdmpc"]))
+    assert policy.q_draws_with_replacement
+    assert policy.warm_start_shift == 1
 
 
 def test_an_unknown_type_is_refused() -> None:

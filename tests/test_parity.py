@@ -48,14 +48,23 @@ ACT = [
 ]
 
 
-@pytest.mark.parametrize("name", ACT + DIFFUSION)
+TDMPC = [
+    "tdmpc_envstate_mpc",
+    "tdmpc_envstate_mpc_chunk",
+    "tdmpc_envstate_nompc",
+    "tdmpc_envstate_nompc_q2",
+    "tdmpc_image_mpc",
+]
+
+
+@pytest.mark.parametrize("name", ACT + DIFFUSION + TDMPC)
 def test_equals_the_reference(shared: Path, name: str) -> None:
     worst = parity.check(parity.Fixture(shared / FIXTURES / name))
     assert worst.missed == {}
     assert {"loss", "gradient", "total", "updates", "delta", "action"} <= worst.shares.keys()
 
 
-@pytest.mark.parametrize(("kind", "names"), [("act", ACT), ("diffusion", DIFFUSION)])
+@pytest.mark.parametrize(("kind", "names"), [("act", ACT), ("diffusion", DIFFUSION), ("tdmpc", TDMPC)])
 def test_no_fixture_is_left_out(shared: Path, kind: str, names: list[str]) -> None:
     assert sorted(path.name for path in (shared / FIXTURES).glob(f"{kind}_*")) == names
 
@@ -131,6 +140,31 @@ def test_another_act_is_caught(
     changed: Callable[..., Path], name: str, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert status(monkeypatch, changed(name, **options)) == 1
+
+
+TDMPC_MUTATIONS = [
+    ("tdmpc_envstate_mpc", {"discount": 0.91}),
+    ("tdmpc_envstate_mpc", {"n_action_repeats": 3}),
+    ("tdmpc_envstate_mpc", {"elite_weighting_temperature": 0.6}),
+    ("tdmpc_envstate_mpc", {"target_model_momentum": 0.9}),
+    ("tdmpc_envstate_mpc_chunk", {"n_action_steps": 2}),
+    ("tdmpc_envstate_nompc", {"expectile_weight": 0.8}),
+    ("tdmpc_envstate_nompc", {"use_mpc": True}),
+    ("tdmpc_image_mpc", {"max_random_shift_ratio": 0.0}),
+]
+
+
+@pytest.mark.parametrize(("name", "options"), TDMPC_MUTATIONS, ids=str)
+def test_another_tdmpc_is_caught(
+    changed: Callable[..., Path], name: str, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert status(monkeypatch, changed(name, **options)) == 1
+
+
+def test_a_search_that_starts_elsewhere_is_caught(shared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    reference = {"q_draws_with_replacement": True, "warm_start_shift": 3}
+    monkeypatch.setitem(parity.lerobot.REFERENCE, "tdmpc", reference)
+    assert "action" in parity.check(parity.Fixture(shared / FIXTURES / "tdmpc_envstate_mpc_chunk")).missed
 
 
 def test_another_crop_is_caught(changed: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -34,6 +34,7 @@ class Agent:
         self._offsets = [offset for offset in policy.window.observation if offset <= 0]
         self._history: deque[Batch] = deque(maxlen=1 - min(self._offsets))
         self._actions: deque[np.ndarray] = deque()
+        self._act = policy.actor()
         coeff = policy.temporal_ensemble_coeff
         self._ensemble = None if coeff is None else Ensemble(coeff)
 
@@ -41,6 +42,7 @@ class Agent:
         """Forget everything; call it when episodes start."""
         self._history.clear()
         self._actions.clear()
+        self._act = self.policy.actor()
         if self._ensemble:
             self._ensemble.reset()
 
@@ -62,7 +64,7 @@ class Agent:
         batch = {key: value.to(self.device, non_blocking=True) for key, value in stacked.items()}
         autocast = torch.autocast(self.device.type, self.amp_dtype) if self.amp_dtype else nullcontext()
         with autocast:
-            chunk = self.policy.act(self.normalizer.encode(batch)).float()
+            chunk = self._act(self.normalizer.encode(batch)).float()
         if self._ensemble:
             chunk = self._ensemble(chunk).unsqueeze(1)
         actions = self.normalizer.decode_action(chunk[:, : self.policy.n_action_steps])

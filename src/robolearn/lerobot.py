@@ -11,6 +11,7 @@ from robolearn.normalize import Normalizer
 from robolearn.policies.act import ActPolicy
 from robolearn.policies.base import Policy
 from robolearn.policies.diffusion import DiffusionPolicy
+from robolearn.policies.tdmpc import TdmpcPolicy
 from robolearn.types import Feature, Spec
 
 # Options that belong to the optimizer, the schedule or the features here, not to the policy.
@@ -20,9 +21,10 @@ ELSEWHERE = re.compile(r"type|input_features|output_features|optimizer_.*|schedu
 REFERENCE = {
     "act": {"average_over_padding": True},
     "diffusion": {"crop_per_sample": False, "average_over_padding": True, "final_n_groups": 8},
+    "tdmpc": {"q_draws_with_replacement": True, "warm_start_shift": 1},
 }
 
-POLICIES: dict[str, type[Policy]] = {"act": ActPolicy, "diffusion": DiffusionPolicy}
+POLICIES: dict[str, type[Policy]] = {"act": ActPolicy, "diffusion": DiffusionPolicy, "tdmpc": TdmpcPolicy}
 
 ACT_NAMES = [
     (r"^model\.", r""),
@@ -61,7 +63,17 @@ DIFFUSION_NAMES = [
     (r"^unet\.final_conv\.0\.block\.", r"unet.final.0."),
     (r"^unet\.final_conv\.1\.", r"unet.final.1."),
 ]
-NAMES: dict[str, list[tuple[str, str]]] = {"act": ACT_NAMES, "diffusion": DIFFUSION_NAMES}
+
+TDMPC_NAMES = [
+    (r"^model_target\.", r"target."),
+    (r"\._encoder\.image_enc_layers\.", r".encoder.image."),
+    (r"\._encoder\.state_enc_layers\.", r".encoder.state."),
+    (r"\._encoder\.env_state_enc_layers\.", r".encoder.environment."),
+    (r"\._(dynamics|reward|pi)\.", r".\1."),
+    (r"\._Qs\.", r".qs."),
+    (r"\._V\.", r".v."),
+]
+NAMES: dict[str, list[tuple[str, str]]] = {"act": ACT_NAMES, "diffusion": DIFFUSION_NAMES, "tdmpc": TDMPC_NAMES}
 
 # Constants that are computed here, not stored.
 CONSTANTS = re.compile(r"\.pool\.pos_grid$|^model\.vae_encoder_pos_enc$")

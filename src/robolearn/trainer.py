@@ -135,6 +135,7 @@ class Trainer:
     def update(self, batches: Iterator[Batch]) -> None:
         """One optimizer step; nothing in it waits for the device."""
         self.policy.train()
+        self.policy.before_step(self.step)
         for _ in range(self.gradient_accumulation_steps):
             with self.meter.waiting():
                 batch = next(batches)

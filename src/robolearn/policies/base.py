@@ -1,7 +1,7 @@
 """What the trainer and the agent may expect of every policy."""
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from torch import Tensor, nn
 
@@ -44,6 +44,10 @@ class Policy(nn.Module):
             observation: Every key (B, len(window.observation), ...), the newest frame last.
         """
 
+    def actor(self) -> Callable[[Batch], Tensor]:
+        """What one agent acts with between two resets: like `act`, and free to remember what it returned before."""
+        return self.act
+
     def param_groups(self) -> dict[str, list[nn.Parameter]]:
         """Parameters to train, in groups that the key ``param_groups`` may give options of their own by name."""
         return {"policy": [p for p in self.parameters() if p.requires_grad]}
@@ -54,6 +58,9 @@ class Policy(nn.Module):
         Raises:
             UserError: The weights are not there or do not fit.
         """
+
+    def before_step(self, step: int) -> None:  # noqa: B027
+        """Called before each update with the number of updates done, so that stages need no count of their own."""
 
     def after_step(self) -> None:  # noqa: B027
         """Called after each optimizer step, for target networks and the like."""
