@@ -16,7 +16,8 @@ import torch
 from toys_trainer import SPEC, Line, status, trained
 
 from robolearn import checkpoint
-from robolearn.checkpoint import Checkpoints, DamagedError, find, load_models, load_spec, load_trained, verify
+from robolearn.checkpoint import Checkpoints, DamagedError, load_models, load_spec, load_trained, sound, verify
+from robolearn.cli.evaluate import locate
 from robolearn.errors import UserError
 from robolearn.files import whole_folder, write_text
 
@@ -274,21 +275,21 @@ def test_a_sound_one_is_verified(tmp_path: Path) -> None:
 @pytest.mark.parametrize("path", ["", "checkpoints", "checkpoints/last", "checkpoints/00000006"])
 def test_a_checkpoint_is_found_by(tmp_path: Path, path: str) -> None:
     save(made(tmp_path), 3, 6)
-    assert find(tmp_path / path) == tmp_path / "checkpoints/00000006"
+    assert locate(str(tmp_path / path), download=False) == tmp_path / "checkpoints/00000006"
 
 
 def test_a_missing_checkpoint_is_told(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"checkpoint=.*/no does not exist; give a run's folder"):
-        find(tmp_path / "no")
-    with pytest.raises(UserError, match=r"holds no checkpoint; give a run's folder"):
-        find(tmp_path)
+    with pytest.raises(UserError, match=r"checkpoint=.*/no: there is no such folder; give a run's folder"):
+        locate(str(tmp_path / "no"), download=False)
+    with pytest.raises(UserError, match=r"no checkpoint is in this folder; give a run's folder"):
+        locate(str(tmp_path), download=False)
 
 
-def test_a_damaged_checkpoint_is_not_found(tmp_path: Path) -> None:
+def test_a_damaged_checkpoint_is_not_used(tmp_path: Path) -> None:
     save(made(tmp_path), 3)
     flip(tmp_path / "checkpoints/last/model.safetensors")
     with pytest.raises(UserError, match=r"is damaged \(model.safetensors differs .*; use another one of the run"):
-        find(tmp_path)
+        sound(tmp_path / "checkpoints/last")
 
 
 # A full disk

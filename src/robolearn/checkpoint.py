@@ -192,22 +192,17 @@ def load_spec(folder: Path) -> Spec:
     return Spec(observation, action, content["fps"])
 
 
-def find(path: str | Path) -> Path:
-    """The checkpoint folder that a path means: a run folder, its ``checkpoints``, ``last``, or one by its step.
+def sound(folder: Path) -> Path:
+    """The folder of a checkpoint, once its files are known to be what was written.
 
     Raises:
-        UserError: There is none, or it is damaged.
+        UserError: They are not.
     """
-    given = Path(path).expanduser()
-    for folder in (given, given / "last", given / "checkpoints" / "last"):
-        if (folder / WEIGHTS).is_file() and (folder / "config.yaml").is_file():
-            try:
-                verify(folder)
-            except DamagedError as error:
-                raise UserError(f"The checkpoint {folder} is damaged ({error}); use another one of the run.") from None
-            return folder.resolve()
-    what = "holds no checkpoint" if given.exists() else "does not exist"
-    raise UserError(f"checkpoint={path} {what}; give a run's folder or one of its checkpoints/<step>.")
+    try:
+        verify(folder)
+    except DamagedError as error:
+        raise UserError(f"The checkpoint {folder} is damaged ({error}); use another one of the run.") from None
+    return folder
 
 
 def random_state() -> dict[str, Any]:

@@ -142,7 +142,7 @@ def check(jobs: Sequence[Job]) -> None:
     Raises:
         UserError: The first mistake.
     """
-    from robolearn.checkpoint import find, load_spec
+    from robolearn.checkpoint import load_spec, sound
     from robolearn.cli.build import AMP, build, check_one_of, check_targets_of, pick_device
     from robolearn.envs import check_same_spec
 
@@ -154,7 +154,7 @@ def check(jobs: Sequence[Job]) -> None:
             pick_device(cfg.device)
         if cfg.env is None:
             raise UserError("env: this checkpoint's run had no simulator; choose one with env=NAME.")
-        spec = load_spec(find(locate(cfg.checkpoint, cfg.download)))
+        spec = load_spec(sound(locate(cfg.checkpoint, cfg.download)))
         simulator = build("env", cfg)
         check_same_spec(spec, simulator.spec)
         build("eval", cfg, env=simulator)
@@ -172,12 +172,12 @@ def run_job(cfg: DictConfig) -> float | None:
 
 def _evaluate(cfg: DictConfig) -> float | None:
     from robolearn.agent import Agent
-    from robolearn.checkpoint import find
+    from robolearn.checkpoint import sound
     from robolearn.cli.build import AMP, build, load_policy, pick_device
 
     device = pick_device(cfg.device)
     folder = Path(HydraConfig.get().runtime.output_dir)
-    policy, normalizer = load_policy(find(locate(cfg.checkpoint, cfg.download)), device)
+    policy, normalizer = load_policy(sound(locate(cfg.checkpoint, cfg.download)), device)
     agent = Agent(policy, normalizer, device, AMP[cfg.amp_dtype] if cfg.use_amp else None)
     result = build("eval", cfg, env=build("env", cfg))(agent, folder)
     width = max(map(len, result.scalars), default=0)
