@@ -38,14 +38,23 @@ PUBLISHED = [
     *(("act", dataset) for dataset in FEATURES),
     *(("diffusion", dataset) for dataset in ("pusht", "aloha", "xarm")),
     *(("tdmpc", dataset) for dataset in ("pusht", "xarm", "pusht_keypoints")),
+    *(("vqbet", dataset) for dataset in ("pusht", "aloha", "xarm")),
 ]
 # LeRobot writes the mapping into every config.json; in ACT's, environment states stay as they are.
 ACT = {"type": "act", "normalization_mapping": dict.fromkeys(["VISUAL", "STATE", "ACTION"], "MEAN_STD")}
-OPTIONS: dict[str, dict[str, Any]] = {"act": ACT, "diffusion": {"type": "diffusion"}, "tdmpc": {"type": "tdmpc"}}
+OPTIONS: dict[str, dict[str, Any]] = {"act": ACT} | {kind: {"type": kind} for kind in ("diffusion", "tdmpc", "vqbet")}
 UNPLACED = {
     "act": ["model.vae_encoder_pos_enc"],
     "diffusion": ["diffusion.rgb_encoder.pool.pos_grid"],
     "tdmpc": [],
+    "vqbet": [
+        "vqbet.select_target_actions_indices",
+        "vqbet.rgb_encoder.pool.pos_grid",
+        *(f"vqbet.policy.transformer.h.{i}.attn.bias" for i in range(8)),
+        "vqbet.action_head.vqvae_model.discretized",
+        "vqbet.action_head.vqvae_model.vq_layer.freeze_codebook",
+        *(f"vqbet.action_head.vqvae_model.vq_layer.layers.{i}._codebook.initted" for i in range(2)),
+    ],
 }
 
 
@@ -139,6 +148,10 @@ def test_the_references_behaviours_are_turned_on() -> None:
         policy, _ = lerobot.build(config("pusht", **OPTIONS["tdmpc"]))
     assert policy.q_draws_with_replacement
     assert policy.warm_start_shift == 1
+    with torch.device("meta"):
+        policy, _ = lerobot.build(config("pusht", **OPTIONS["vqbet"]))
+    assert policy.samples_in_training
+    assert not policy.masks_padding
 
 
 def test_an_unknown_type_is_refused() -> None:

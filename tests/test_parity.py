@@ -56,15 +56,21 @@ TDMPC = [
     "tdmpc_image_mpc",
 ]
 
+VQBET = ["vqbet_phase1", "vqbet_phase2", "vqbet_phase2_sequential", "vqbet_transition"]
 
-@pytest.mark.parametrize("name", ACT + DIFFUSION + TDMPC)
+
+@pytest.mark.parametrize("name", ACT + DIFFUSION + TDMPC + VQBET)
 def test_equals_the_reference(shared: Path, name: str) -> None:
     worst = parity.check(parity.Fixture(shared / FIXTURES / name))
     assert worst.missed == {}
-    assert {"loss", "gradient", "total", "updates", "delta", "action"} <= worst.shares.keys()
+    assert {"loss", "gradient", "total", "updates", "delta"} <= worst.shares.keys()
+    # Nothing acts while VQ-BeT's tokenizer learns.
+    assert "action" in worst.shares or name in ("vqbet_phase1", "vqbet_transition")
 
 
-@pytest.mark.parametrize(("kind", "names"), [("act", ACT), ("diffusion", DIFFUSION), ("tdmpc", TDMPC)])
+@pytest.mark.parametrize(
+    ("kind", "names"), [("act", ACT), ("diffusion", DIFFUSION), ("tdmpc", TDMPC), ("vqbet", VQBET)]
+)
 def test_no_fixture_is_left_out(shared: Path, kind: str, names: list[str]) -> None:
     assert sorted(path.name for path in (shared / FIXTURES).glob(f"{kind}_*")) == names
 
@@ -159,6 +165,31 @@ def test_another_tdmpc_is_caught(
     changed: Callable[..., Path], name: str, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert status(monkeypatch, changed(name, **options)) == 1
+
+
+VQBET_MUTATIONS = [
+    ("vqbet_phase1", {"optimizer_vqvae_lr": 0.0009}),
+    ("vqbet_phase2", {"primary_code_loss_weight": 6.0}),
+    ("vqbet_phase2", {"offset_loss_weight": 9990.0}),
+    ("vqbet_phase2_sequential", {"secondary_code_loss_weight": 1.0}),
+    ("vqbet_transition", {"n_vqvae_training_steps": 3}),
+]
+
+
+@pytest.mark.parametrize(("name", "options"), VQBET_MUTATIONS, ids=str)
+def test_another_vqbet_is_caught(
+    changed: Callable[..., Path], name: str, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert status(monkeypatch, changed(name, **options)) == 1
+
+
+@pytest.mark.parametrize("key", ["gradient_per_layer", "sample_codes_in_training"])
+def test_a_mended_vqbet_is_another(shared: Path, key: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    reference = parity.lerobot.REFERENCE["vqbet"] | {key: False}
+    monkeypatch.setitem(parity.lerobot.REFERENCE, "vqbet", reference)
+    name = {"gradient_per_layer": "vqbet_phase1", "sample_codes_in_training": "vqbet_phase2"}[key]
+    folder = shared / FIXTURES / name
+    assert status(monkeypatch, folder) == 1
 
 
 def test_a_search_that_starts_elsewhere_is_caught(shared: Path, monkeypatch: pytest.MonkeyPatch) -> None:

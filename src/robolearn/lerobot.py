@@ -12,19 +12,31 @@ from robolearn.policies.act import ActPolicy
 from robolearn.policies.base import Policy
 from robolearn.policies.diffusion import DiffusionPolicy
 from robolearn.policies.tdmpc import TdmpcPolicy
+from robolearn.policies.vqbet import VqbetPolicy
 from robolearn.types import Feature, Spec
 
-# Options that belong to the optimizer, the schedule or the features here, not to the policy.
-ELSEWHERE = re.compile(r"type|input_features|output_features|optimizer_.*|scheduler_.*|device|use_amp")
+# Options that belong to the optimizer, the schedule or the features here, not to the policy, and one nobody reads.
+ELSEWHERE = re.compile(r"type|input_features|output_features|optimizer_.*|scheduler_.*|device|use_amp|mlp_hidden_dim")
 
 # LeRobot's behaviours that this project mends, turned back on.
 REFERENCE = {
     "act": {"average_over_padding": True},
     "diffusion": {"crop_per_sample": False, "average_over_padding": True, "final_n_groups": 8},
     "tdmpc": {"q_draws_with_replacement": True, "warm_start_shift": 1},
+    "vqbet": {
+        "crop_per_sample": False,
+        "do_mask_loss_for_padding": False,
+        "gradient_per_layer": True,
+        "sample_codes_in_training": True,
+    },
 }
 
-POLICIES: dict[str, type[Policy]] = {"act": ActPolicy, "diffusion": DiffusionPolicy, "tdmpc": TdmpcPolicy}
+POLICIES: dict[str, type[Policy]] = {
+    "act": ActPolicy,
+    "diffusion": DiffusionPolicy,
+    "tdmpc": TdmpcPolicy,
+    "vqbet": VqbetPolicy,
+}
 
 ACT_NAMES = [
     (r"^model\.", r""),
@@ -73,10 +85,45 @@ TDMPC_NAMES = [
     (r"\._Qs\.", r".qs."),
     (r"\._V\.", r".v."),
 ]
-NAMES: dict[str, list[tuple[str, str]]] = {"act": ACT_NAMES, "diffusion": DIFFUSION_NAMES, "tdmpc": TDMPC_NAMES}
 
-# Constants that are computed here, not stored.
-CONSTANTS = re.compile(r"\.pool\.pos_grid$|^model\.vae_encoder_pos_enc$")
+VQBET_NAMES = [
+    (r"^vqbet\.rgb_encoder\.", r"encoder."),
+    (r"^(encoder\.pool)\.nets\.", r"\1.keypoints."),
+    (r"^encoder\.out\.", r"encoder.head."),
+    (r"^vqbet\.rgb_feature_projector\.0\.", r"image_proj."),
+    (r"^vqbet\.state_projector\.0\.", r"state_proj."),
+    (r"^vqbet\.action_token$", r"action_token"),
+    (r"^vqbet\.policy\.(?:transformer\.)?", r"gpt."),
+    (r"^gpt\.wte\.", r"gpt.input."),
+    (r"^gpt\.wpe\.", r"gpt.positions."),
+    (r"^gpt\.ln_f\.", r"gpt.norm."),
+    (r"^gpt\.lm_head\.", r"gpt.head."),
+    (r"^gpt\.h\.(\d+)\.", r"gpt.blocks.\1."),
+    (r"^(gpt\.blocks\.\d+)\.ln_([12])\.", r"\1.norm\2."),
+    (r"\.attn\.c_attn\.", r".attention.qkv."),
+    (r"\.attn\.c_proj\.", r".attention.out."),
+    (r"^(gpt\.blocks\.\d+)\.mlp\.", r"\1.feedforward."),
+    (r"^vqbet\.action_head\.map_to_cbet_preds_bin\.0\.", r"code_head."),
+    (r"^vqbet\.action_head\.map_to_cbet_preds_(primary|secondary)_bin\.0\.", r"\1_head."),
+    (r"^vqbet\.action_head\.map_to_cbet_preds_offset\.0\.", r"offset_head."),
+    (r"^vqbet\.action_head\.vqvae_model\.", r"tokenizer."),
+    (r"^tokenizer\.vq_layer\.layers\.(\d+)\._codebook\.", r"tokenizer.codebooks.\1."),
+    (r"\.cluster_size$", r".counts"),
+    (r"\.embed_avg$", r".sums"),
+    (r"\.embed$", r".codes"),
+]
+NAMES: dict[str, list[tuple[str, str]]] = {
+    "act": ACT_NAMES,
+    "diffusion": DIFFUSION_NAMES,
+    "tdmpc": TDMPC_NAMES,
+    "vqbet": VQBET_NAMES,
+}
+
+# Constants that are computed here, not stored, and the phase of a training that the step tells.
+CONSTANTS = re.compile(
+    r"\.pool\.pos_grid$|^model\.vae_encoder_pos_enc$|^vqbet\.select_target_actions_indices$|\.attn\.bias$"
+    r"|\.vqvae_model\.discretized$|\.vq_layer\.freeze_codebook$|\._codebook\.initted$"
+)
 
 
 def build(config: Mapping[str, Any], fps: float = 1.0) -> tuple[Policy, Normalizer]:
