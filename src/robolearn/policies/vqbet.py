@@ -119,6 +119,7 @@ class VqbetPolicy(Policy):
         do_mask_loss_for_padding: bool = True,
     ) -> None:
         super().__init__()
+        self.tokenizing: bool | None = None
         _check_at_least(
             1,
             n_obs_steps=n_obs_steps,
@@ -214,9 +215,12 @@ class VqbetPolicy(Policy):
 
     def before_step(self, step: int) -> None:
         """The tokenizer learns in the first `n_vqvae_training_steps` updates, everything else in those after."""
-        self.tokenizing = step < self.n_vqvae_training_steps
+        tokenizing = step < self.n_vqvae_training_steps
+        if tokenizing == self.tokenizing:
+            return
+        self.tokenizing = tokenizing
         for name, parameter in self.named_parameters():
-            parameter.requires_grad_(name.startswith("tokenizer.") == self.tokenizing)
+            parameter.requires_grad_(name.startswith("tokenizer.") == tokenizing)
 
     def param_groups(self) -> dict[str, list[nn.Parameter]]:
         """All parameters, whichever learn now; the transformer's biases, norms and positions decay apart."""
