@@ -1,5 +1,6 @@
 """Checkpoints: whole or not there, damage found, the right ones kept, and every generator's state in them."""
 
+import dataclasses
 import errno
 import json
 import logging
@@ -45,6 +46,13 @@ def test_holds_weights_with_a_readable_configuration_beside_them(tmp_path: Path)
     assert sorted(file.name for file in folder.iterdir()) == sorted(FILES)
     assert (folder / "config.yaml").read_text() == "seed: 0\n"
     assert load_spec(folder) == SPEC
+
+
+def test_the_settings_of_the_recording_are_kept(tmp_path: Path) -> None:
+    spec = dataclasses.replace(SPEC, settings={"render_quality": "fast"})
+    policy = Line()
+    folder = Checkpoints(tmp_path, "seed: 0\n", spec).save(1, {"policy": policy}, policy, {})
+    assert load_spec(folder) == spec
 
 
 def test_weights_are_read_back(tmp_path: Path) -> None:

@@ -1,3 +1,4 @@
+import dataclasses
 import os
 import subprocess
 import sys
@@ -288,3 +289,13 @@ def test_torch_is_not_touched_by_a_simulator():
     env.reset(seed=[0])
     env.close()
     assert torch.equal(before, torch.random.get_rng_state())
+
+
+def test_other_settings_than_the_dataset_was_recorded_with_are_told(caplog):
+    recorded = dataclasses.replace(IMAGES, settings={"render_quality": "full", "lights": 3})
+    check_same_spec(recorded, dataclasses.replace(IMAGES, settings={"render_quality": "fast"}))
+    assert "set env.render_quality=full" in caplog.text
+    caplog.clear()
+    check_same_spec(recorded, recorded)
+    check_same_spec(IMAGES, recorded)
+    assert not caplog.text

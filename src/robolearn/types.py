@@ -1,7 +1,7 @@
 """The words every module shares: batches of tensors, and what their keys hold."""
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 from torch import Tensor
 
@@ -34,11 +34,13 @@ class Spec:
         observation: Features by key; every key starts with ``observation.``.
         action: The feature of the key ``action``.
         fps: Frames a second.
+        settings: What else changes the observations, such as ``{"render_quality": "fast"}``; empty where not known.
     """
 
     observation: dict[str, Feature]
     action: Feature
     fps: float
+    settings: dict[str, Any] = field(default_factory=dict)
 
     def of_kind(self, kind: Kind) -> dict[str, Feature]:
         """The observation features of one kind, in their order."""

@@ -238,7 +238,7 @@ def make_spec(meta: Meta) -> Spec:
             kind: Kind = "VISUAL" if column.is_visual else "STATE"
             kind = "ENV" if key == "observation.environment_state" else kind
             observation[key] = Feature(kind, column.shape)
-    return Spec(observation, Feature("ACTION", meta.columns["action"].shape), meta.fps)
+    return Spec(observation, Feature("ACTION", meta.columns["action"].shape), meta.fps, meta.settings)
 
 
 def _tensor(values: np.ndarray, key: str, spec: Spec) -> Tensor:

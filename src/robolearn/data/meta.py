@@ -52,7 +52,10 @@ class EpisodeMeta:
 
 @dataclass(frozen=True)
 class Meta:
-    """A dataset's description. `stats` are those of the whole set, as numbers of double precision."""
+    """A dataset's description. `stats` are those of the whole set, as numbers of double precision.
+
+    `settings` is what `robolearn.types.Spec` calls so, from the key ``settings`` of ``info.json``; LeRobot writes none.
+    """
 
     root: Path
     version: str
@@ -62,6 +65,7 @@ class Meta:
     tasks: dict[int, str]
     stats: RawStats
     stats_file: Path
+    settings: dict[str, Any]
 
     @property
     def cameras(self) -> dict[str, Column]:
@@ -97,7 +101,9 @@ def read_meta(root: Path) -> Meta:
         tasks = _tasks_v2(root / "meta" / "tasks.jsonl")
     _check_totals(info, episodes, path)
     stats, stats_file = _stats(root, version)
-    return Meta(root, version, float(fps), columns, episodes, tasks, stats, stats_file)
+    settings = info.get("settings")
+    settings = settings if isinstance(settings, dict) else {}
+    return Meta(root, version, float(fps), columns, episodes, tasks, stats, stats_file, settings)
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -101,6 +101,11 @@ class Simulator:
         """Whether frames for videos can be had."""
         return self.render_mode == "rgb_array"
 
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What changes the observations besides their shapes; recorded with datasets and checkpoints."""
+        return {}
+
     @functools.cached_property
     def spec(self) -> "Spec":
         """What is observed and commanded; opens the simulator once, without a step.
@@ -126,7 +131,7 @@ class Simulator:
             }
         finally:
             env.close()
-        return Spec(observation, Feature("ACTION", tuple(action.shape)), self.fps)
+        return Spec(observation, Feature("ACTION", tuple(action.shape)), self.fps, self.settings)
 
     def make(self, num_envs: int, use_async: bool = False) -> Simulators:
         """A vector of simulators; seed every reset, close it after use.
@@ -223,6 +228,12 @@ def check_same_spec(dataset: "Spec", env: "Spec") -> None:
         raise UserError(f"Dataset and simulator do not fit: {'; '.join(faults)}; {_remedy(dataset, env)}.")
     if dataset.fps != env.fps:
         log.warning("The dataset was recorded at %g fps, the simulator runs at %g (env.fps).", dataset.fps, env.fps)
+    for key in dataset.settings.keys() & env.settings.keys():
+        if dataset.settings[key] != env.settings[key]:
+            log.warning(
+                "The dataset was recorded with %s=%s, the simulator runs with %s; set env.%s=%s to see the same.",
+                *(key, dataset.settings[key], env.settings[key], key, dataset.settings[key]),
+            )
 
 
 def _remedy(dataset: "Spec", env: "Spec") -> str:
