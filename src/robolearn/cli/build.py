@@ -19,6 +19,7 @@ from robolearn.cli.compose import Job
 from robolearn.config import check_targets, hint
 from robolearn.data.loader import Loader
 from robolearn.data.sampling import BatchSampler
+from robolearn.data.transforms import ImageTransforms
 from robolearn.envs import check_same_spec
 from robolearn.errors import UserError
 from robolearn.normalize import Normalizer
@@ -224,11 +225,17 @@ def check_parts(cfg: DictConfig, seen: dict[str, Any]) -> Policy:
     if simulator is not None:
         once(lambda: check_same_spec(dataset.spec, simulator.spec), "env", "dataset")
         once(lambda: build("eval", cfg, env=simulator), "env", "eval")
-    once(partial(build, "image_transforms", cfg), "image_transforms")
+    once(lambda: _check_transforms(cfg, dataset), "image_transforms", "dataset")
     policy = once(lambda: _check_policy(cfg, dataset), "policy", "dataset")
     groups = list(policy.param_groups())
     once(lambda: _check_optimizer(cfg, groups), "policy", "optimizer", "scheduler", "param_groups", "offline")
     return policy
+
+
+def _check_transforms(cfg: DictConfig, dataset: Any) -> None:
+    transforms = build("image_transforms", cfg)
+    if isinstance(transforms, ImageTransforms):
+        transforms.check(dataset.spec)
 
 
 def _check_policy(cfg: DictConfig, dataset: Any) -> Policy:
