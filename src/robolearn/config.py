@@ -40,6 +40,7 @@ SUPPLIED: dict[str, frozenset[str]] = {
     "ema": frozenset({"model"}),
     "checkpoints": frozenset({"folder", "config", "spec"}),
     "logger": frozenset({"folder"}),
+    "logger.wandb": frozenset({"folder"}),
     "eval": frozenset({"env"}),
 }
 """Arguments of ``_partial_`` nodes that the code gives, not the configuration."""

@@ -46,7 +46,7 @@ MAY_CHANGE = (
 HEARTBEAT_S = 10.0
 PACKAGES = ("robolearn", "torch", "torchvision", "hydra-core", "omegaconf", "gymnasium", "gym-pusht", "pymunk")
 PACKAGES += ("gym-aloha", "gym-xarm", "mujoco", "diffusers", "transformers", "datasets", "av", "tensorboard")
-PACKAGES += ("submitit", "numpy")
+PACKAGES += ("submitit", "numpy", "wandb")
 
 
 class Run:

@@ -253,6 +253,8 @@ class Trainer:
         # TensorBoard looks their values up among the scalars of these names.
         metrics = {f"eval/{name}": value for name, value in self.last_evaluation.items()}
         self.logger.hparams(_hyperparameters(self.run), metrics)
+        if found := self.checkpoints.chosen():
+            self.logger.model(found)
         folder = self.run.folder
         log.info("Done: %s holds checkpoints and evaluations; curves: tensorboard --logdir %s", folder, folder)
         return self.last_evaluation.get(self.checkpoints.metric)

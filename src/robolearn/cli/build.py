@@ -59,6 +59,7 @@ def check(jobs: Sequence[Job]) -> None:
                 pick_device(job.cfg.device)
             policy = check_parts(job.cfg, seen)
             run = open_run(job.cfg, job.folder, job.overrides)
+            build("logger", job.cfg, job.folder)
             if not run.exists and not job.elsewhere:
                 _check_pretrained(policy)
         except UserError as error:
