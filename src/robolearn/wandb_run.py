@@ -17,6 +17,8 @@ from robolearn.files import write_text
 
 log = logging.getLogger(__name__)
 
+Mode = Literal["online", "offline", "disabled"]
+
 INSTALL = "pip install 'wandb>=0.19'"
 
 
@@ -48,7 +50,7 @@ class WandbRun:
         entity: str | None = None,
         notes: str | None = None,
         name: str | None = None,
-        mode: Literal["online", "offline", "disabled"] = "offline",
+        mode: Mode = "offline",
         run_id: str | None = None,
         disable_artifact: bool = False,
     ) -> None:
@@ -57,7 +59,8 @@ class WandbRun:
         if not project:
             raise UserError("logger.wandb.project is empty: name one, or choose logger=tensorboard.")
         self.folder, self.project, self.entity, self.notes, self.name = folder, project, entity, notes, name
-        self.mode, self.run_id, self.disable_artifact = mode, run_id, disable_artifact
+        self.mode: Mode = mode
+        self.run_id, self.disable_artifact = run_id, disable_artifact
         self._run: Any = None
 
     def scalars(self, step: int, scalars: Mapping[str, float]) -> None:
@@ -101,6 +104,7 @@ class WandbRun:
 
     def _open(self) -> Any:
         import wandb
+        from wandb.errors import Error
 
         record = self.folder / "wandb" / "run_id"
         run_id = self.run_id or (record.read_text().strip() if record.is_file() else secrets.token_hex(4))
@@ -120,7 +124,7 @@ class WandbRun:
                 config=yaml.safe_load(config.read_text()) if config.is_file() else None,
                 settings=wandb.Settings(console="off", silent=True),
             )
-        except wandb.errors.Error as error:
+        except Error as error:
             reason = " ".join(str(error).split()).rstrip(".")
             raise UserError(
                 f"logger.wandb.mode={self.mode}: Weights & Biases cannot be reached or refuses the run ({reason}); "
