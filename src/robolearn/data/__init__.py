@@ -2,6 +2,7 @@
 
 from robolearn.data.dataset import LeRobotDataset
 from robolearn.data.loader import Loader
-from robolearn.data.sampling import BatchSampler
+from robolearn.data.multi import MultiDataset
+from robolearn.data.sampling import BatchSampler, WeightedSampler
 
-__all__ = ["BatchSampler", "LeRobotDataset", "Loader"]
+__all__ = ["BatchSampler", "LeRobotDataset", "Loader", "MultiDataset", "WeightedSampler"]
