@@ -229,7 +229,7 @@ class Trainer:
         folder, state = found
         load_models(folder, self.models())
         load_trained(folder, self.policy)
-        self.step = self.run.step = self.saved = state["step"]
+        self.step = self.run.step = self.run.first_step = self.saved = state["step"]
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
         self.scaler.load_state_dict(state["scaler"])
