@@ -43,6 +43,7 @@ SUPPLIED: dict[str, frozenset[str]] = {
     "logger": frozenset({"folder"}),
     "logger.wandb": frozenset({"folder"}),
     "eval": frozenset({"env"}),
+    "demonstrator": frozenset({"env"}),
 }
 """Arguments of ``_partial_`` nodes that the code gives, not the configuration."""
 
