@@ -7,6 +7,8 @@ import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
+from robolearn.demonstrators import Demonstrator
+
 
 class Reach(gym.Env):
     """Success at the step that brings the point beyond 1; the start depends on the seed alone."""
@@ -106,3 +108,27 @@ class Noisy(Forward):
         n = len(observation["observation.state"])
         noise = torch.rand(n, 2).numpy() + np.random.rand(n, 2) + random.random()
         return (super().__call__(observation) + 0.01 * noise).astype(np.float32)
+
+
+class Reacher(Demonstrator):
+    """Shows how to reach; its speed is drawn for every episode, and too slow a one fails.
+
+    Args:
+        env: A `Reach`.
+        speed: The largest speed.
+        crash: Break at the third step.
+    """
+
+    def __init__(self, env: gym.Env, speed: float = 0.2, crash: bool = False) -> None:
+        super().__init__(env)
+        self.speed, self.crash = speed, crash
+
+    def reset(self, rng: np.random.Generator) -> None:
+        self.drawn, self.steps = rng.uniform(0, self.speed), 0
+
+    def act(self) -> np.ndarray:
+        self.steps += 1
+        if self.crash and self.steps == 3:
+            raise ZeroDivisionError("no\nway")
+        drift = 0.01 * self.env.unwrapped.position[1]  # type: ignore[attr-defined]
+        return np.array([self.drawn, drift], np.float32)

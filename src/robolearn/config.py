@@ -18,7 +18,6 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
 
 from robolearn.errors import UserError
-from robolearn.overrides import run_name
 
 GROUPS = {
     "policy": "what is learned, with its optimizer and scheduler presets",
@@ -41,7 +40,6 @@ SUPPLIED: dict[str, frozenset[str]] = {
     "ema": frozenset({"model"}),
     "checkpoints": frozenset({"folder", "config", "spec"}),
     "logger": frozenset({"folder"}),
-    "logger.wandb": frozenset({"folder"}),
     "eval": frozenset({"env"}),
     "demonstrator": frozenset({"env"}),
 }
@@ -100,6 +98,29 @@ class EvaluateConfig:
     dataset: Any = None
 
 
+@dataclass
+class CollectConfig:
+    """Root keys of ``collect.yaml``."""
+
+    out: str = MISSING
+    episodes: int = 50
+    seed: int = 0
+    workers: int | None = None
+    keep_failures: bool = False
+    patience: int = 100
+    instruction: str | None = None
+    action_noise: float = 0.0
+    action_label: str = "clean"
+    video: bool = True
+    video_codec: str = "libx264"
+    video_crf: int = 18
+    policy: Any = None
+    device: str | None = None
+    env: Any = None
+    demonstrator: Any = None
+    dataset: Any = None
+
+
 def conf_dir() -> Path:
     """The folder of the configuration files: inside the installed package, or at the top of a checkout.
 
@@ -118,8 +139,8 @@ def register() -> None:
     store = ConfigStore.instance()
     store.store(name="train_schema", node=TrainConfig, provider="robolearn")
     store.store(name="evaluate_schema", node=EvaluateConfig, provider="robolearn")
+    store.store(name="collect_schema", node=CollectConfig, provider="robolearn")
     OmegaConf.register_new_resolver("robolearn.job_name", _job_name, replace=True)
-    OmegaConf.register_new_resolver("robolearn.run_name", run_name, replace=True)
 
 
 def _job_name(env: str | None, policy: str | None) -> str:

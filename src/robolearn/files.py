@@ -33,6 +33,22 @@ def write_json(path: Path, content: Any) -> None:
     write_text(path, json.dumps(content, indent=2) + "\n")
 
 
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """A file to fill, which takes its name only once it is on disk; until then its old content stays.
+
+    Only one process may write to `path` at a time; what one that was killed has left is overwritten.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        yield temporary
+        _sync(temporary)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
 def link(path: Path, target: str) -> None:
     """Point a symbolic link at another target in one step."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
@@ -66,7 +82,7 @@ def whole_folder(path: Path) -> Iterator[Path]:
         temporary.rename(path)
         _sync(path.parent)
     except Exception as error:
-        if _is_full(error, temporary):
+        if is_full(error, temporary):
             raise _full_disk(path) from None
         raise
     finally:
@@ -92,15 +108,17 @@ def _full_disk(path: Path) -> UserError:
     return UserError(f"The disk is full: {path} could not be written; make room and start again.")
 
 
-def _is_full(error: Exception, folder: Path) -> bool:
+def is_full(error: Exception, folder: Path) -> bool:
     """Whether a write into a folder failed for want of room."""
     try:
         if isinstance(error, OSError):
             raise error
         # Safetensors and torch raise errors of their own that do not tell, so the disk is asked again.
-        (folder / "probe").write_bytes(bytes(1 << 20))
+        (folder / ".probe").write_bytes(bytes(1 << 20))
     except OSError as found:
         return found.errno in FULL
+    finally:
+        (folder / ".probe").unlink(missing_ok=True)
     return False
 
 

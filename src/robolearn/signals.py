@@ -16,9 +16,16 @@ class Interrupts:
     """While open, SIGTERM, SIGINT, SIGUSR1 and SIGUSR2 only set `pending`; a second SIGINT ends the process at once.
 
     Must be opened in the main thread, as Python's signal handlers must.
+
+    Args:
+        doing: What is still done after a signal, in words.
+        left: What is said when a second SIGINT ends the process.
     """
 
-    def __init__(self) -> None:
+    def __init__(
+        self, doing: str = "finishing this step and saving", left: str = "the run goes on from its last checkpoint"
+    ) -> None:
+        self._doing, self._left = doing, left
         self.pending: int | None = None
         self._previous: dict[int, Any] = {}
 
@@ -49,9 +56,9 @@ class Interrupts:
 
     def _remember(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT and self.pending == signal.SIGINT:
-            print("\nStopped at once; the run goes on from its last checkpoint.", file=sys.stderr)
+            print(f"\nStopped at once; {self._left}.", file=sys.stderr)
             os._exit(128 + number)
         self.pending = number
         name = signal.Signals(number).name
         again = "; press Ctrl-C again to stop at once" if number == signal.SIGINT else ""
-        print(f"\n{name}: finishing this step and saving{again}.", file=sys.stderr, flush=True)
+        print(f"\n{name}: {self._doing}{again}.", file=sys.stderr, flush=True)

@@ -119,7 +119,7 @@ def _sets(tree: Any, key: str) -> bool:
 def _selected(content: Any) -> dict[str, Any]:
     """The options that a file's defaults list selects, by group."""
     items = content.get("defaults", []) if OmegaConf.is_dict(content) else []
-    pairs = [pair for item in items if OmegaConf.is_dict(item) for pair in item.items()]
+    pairs = [pair for item in items if OmegaConf.is_dict(item) for pair in item.items_ex(resolve=False)]
     return {str(key).rpartition(" ")[2].lstrip("/"): value for key, value in pairs}
 
 
@@ -247,7 +247,7 @@ RENAMED = (
     (r"policy\.scheduler_(\w+)", r"scheduler.\1"),
     (r"optimizer\.grad_clip_norm", r"grad_clip_norm"),
     (r"dataset\.image_transforms\.(\w+)", r"image_transforms.\1"),
-    (r"wandb\.(\w+)", r"logger.wandb.\1"),
+    (r"wandb\.(\w+)", r"logger.\1"),
 )
 """Keys of LeRobot's command line that have another name here."""
 

@@ -69,6 +69,37 @@ Options:
   --hydra-help            Hydra's own options
 """
 
+COLLECT = """\
+robolearn-collect records demonstrations of a script, or episodes of a trained policy, as a LeRobot dataset.
+
+Usage:
+  robolearn-collect out=FOLDER [env=NAME] [episodes=N] [KEY=VALUE]
+
+Examples:
+  robolearn-collect env=pusht episodes=200 out=data/pusht          again: goes on where it was stopped
+  robolearn-collect env=pusht env.obs_type=environment_state_agent_pos episodes=200 out=data/pusht_keypoints
+  robolearn-collect out=data/noisy action_noise=10                 noisy actions; the clean ones are the labels
+  robolearn-collect out=data/rollouts policy.path=outputs/a keep_failures=true action_label=executed
+
+Groups (GROUP=NAME, the default is marked *):
+{groups}
+Every key has a comment in {conf}.
+
+Options:
+  --cfg job               show the configuration
+  --config-dir FOLDER     a folder of your own beside the files that come with robolearn
+  --hydra-help            Hydra's own options
+"""
+
+
+def collect(own: str | None) -> str:
+    """The help of ``robolearn-collect``."""
+    lines = []
+    for group, default in (("env", "pusht"), ("demonstrator", "that of the env")):
+        names = ", ".join(f"{name}*" if name == default else name for name in _options(group, own))
+        lines.append(f"  {group:<18}{names}{'' if group == 'env' else ' (default: that of the env)'}\n")
+    return COLLECT.format(groups="".join(lines), conf=conf_dir() / "collect.yaml")
+
 
 def train(own: str | None) -> str:
     """The help of ``robolearn-train``, with the options of a user's own folder."""

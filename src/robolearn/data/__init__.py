@@ -1,8 +1,20 @@
 """Demonstrations: LeRobot datasets, the order of their frames, and threads that gather batches ahead."""
 
-from robolearn.data.dataset import LeRobotDataset
-from robolearn.data.loader import Loader
-from robolearn.data.multi import MultiDataset
-from robolearn.data.sampling import BatchSampler, WeightedSampler
+from typing import TYPE_CHECKING, Any
 
-__all__ = ["BatchSampler", "LeRobotDataset", "Loader", "MultiDataset", "WeightedSampler"]
+if TYPE_CHECKING:
+    from robolearn.data.dataset import LeRobotDataset
+    from robolearn.data.loader import Loader
+    from robolearn.data.sampling import BatchSampler
+
+__all__ = ["BatchSampler", "LeRobotDataset", "Loader"]
+
+
+def __getattr__(name: str) -> Any:
+    # Imported on use: processes that record episodes need neither these nor torch.
+    from importlib import import_module
+
+    modules = {"LeRobotDataset": "dataset", "Loader": "loader", "BatchSampler": "sampling"}
+    if name not in modules:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{modules[name]}"), name)

@@ -80,7 +80,7 @@ def read_meta(root: Path) -> Meta:
         UserError: A file of ``meta/`` is missing, is broken, or contradicts another one.
     """
     path = root / "meta" / "info.json"
-    info = _read_json(path)
+    info = read_json(path)
     version = str(_field(info, "codebase_version", path))
     if version not in VERSIONS:
         raise UserError(
@@ -99,6 +99,8 @@ def read_meta(root: Path) -> Meta:
     else:
         episodes = tuple(_episodes_v2(root, info, cameras))
         tasks = _tasks_v2(root / "meta" / "tasks.jsonl")
+    if version == "v3.0":
+        episodes = _committed(info, episodes, path)
     _check_totals(info, episodes, path)
     stats, stats_file = _stats(root, version)
     settings = info.get("settings")
@@ -106,7 +108,12 @@ def read_meta(root: Path) -> Meta:
     return Meta(root, version, float(fps), columns, episodes, tasks, stats, stats_file, settings)
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object.
+
+    Raises:
+        UserError: The file is missing or holds something else.
+    """
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -252,6 +259,13 @@ def _episodes_v3(root: Path, info: dict[str, Any], cameras: list[str]) -> Iterat
             yield EpisodeMeta(_count(row, "episode_index", file), _count(row, "length", file), data_file, videos)
 
 
+def _committed(info: dict[str, Any], episodes: tuple[EpisodeMeta, ...], path: Path) -> tuple[EpisodeMeta, ...]:
+    """The episodes that count: info.json is written last, so a writer that was killed may have listed more."""
+    counted = episodes[: _count(info, "total_episodes", path)]
+    frames = sum(episode.length for episode in counted)
+    return counted if frames == _count(info, "total_frames", path) else episodes
+
+
 def _check_totals(info: dict[str, Any], episodes: tuple[EpisodeMeta, ...], path: Path) -> None:
     for position, episode in enumerate(episodes):
         if episode.index != position:
@@ -295,7 +309,7 @@ def _stats(root: Path, version: str) -> tuple[RawStats, Path]:
         rows = [parse_stats(_field(row, "stats", path), path) for row in _read_lines(path)]
         return aggregate(rows, path), path
     path = root / "meta" / "stats.json"
-    return parse_stats(_read_json(path), path), path
+    return parse_stats(read_json(path), path), path
 
 
 def select(meta: Meta, episodes: list[int] | None) -> tuple[EpisodeMeta, ...]:

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from robolearn.data.moments import QUANTILES
 from robolearn.errors import UserError
 from robolearn.types import Spec, Stats
 
@@ -36,7 +37,8 @@ def aggregate(episodes: list[RawStats], path: Path) -> RawStats:
     """Statistics of the union of episodes, from those of each.
 
     With counts n_i, means m_i and deviations s_i: mean m = sum n_i m_i / n, variance
-    sum n_i (s_i^2 + (m_i - m)^2) / n (the law of total variance).
+    sum n_i (s_i^2 + (m_i - m)^2) / n (the law of total variance). A quantile, where every episode has it, becomes
+    the weighted mean of the episodes' quantiles, as LeRobot takes it; that is not the quantile of the union.
     """
     if not episodes:
         raise UserError(f"{path} is empty: fetch or write the dataset again.")
@@ -61,6 +63,10 @@ def aggregate(episodes: list[RawStats], path: Path) -> RawStats:
             "max": parts["max"].max(axis=0),
             "count": count.sum(axis=0),
         }
+        for name in QUANTILES:
+            if all(name in episode[key] for episode in episodes):
+                values = np.stack([episode[key][name] for episode in episodes])
+                merged[key][name] = (values * weight).sum(axis=0) / total
     return merged
 
 

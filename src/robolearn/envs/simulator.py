@@ -64,6 +64,8 @@ class Simulator:
     """
 
     id_key = "env.id"
+    instruction: str | None = None
+    """What is to be done, in words, as datasets record it."""
     mend: Callable[[gym.Env], gym.Env] | None = None
     """Mends what a simulator does wrong, before the adapters see it; importable, since workers import it."""
 
@@ -115,7 +117,7 @@ class Simulator:
         """
         from robolearn.types import Feature, Spec
 
-        env = self._opener()()
+        env = self.opener()()
         try:
             action = env.action_space
             if not isinstance(action, spaces.Box) or len(action.shape) != 1:
@@ -146,13 +148,18 @@ class Simulator:
         Raises:
             UserError: The simulator can't be opened.
         """
-        return make_vector([self._opener()] * num_envs, use_async, preload=self._modules() if use_async else ())
+        return make_vector([self.opener()] * num_envs, use_async, preload=self.modules() if use_async else ())
 
     def describe(self) -> dict[str, Any]:
         """Plain values for records."""
         return {"id": self.id, "fps": self.fps, "features_map": self.features_map, **self.kwargs}
 
-    def _opener(self) -> functools.partial:
+    def opener(self) -> functools.partial:
+        """What opens one simulator with its adapters, in whatever process calls it.
+
+        Raises:
+            UserError: When called: the simulator can't be opened.
+        """
         # Plain values only: a worker that unpickles this must not import torch along with a Spec.
         return functools.partial(
             open_simulator,
@@ -166,7 +173,12 @@ class Simulator:
             self.mend,
         )
 
-    def _modules(self) -> list[str]:
+    def modules(self) -> list[str]:
+        """What a fork server imports once for all processes that open this simulator.
+
+        Raises:
+            UserError: The package is not installed.
+        """
         _import(self.package, self.environ)
         entry = gym.registry[self.id].entry_point if self.id in gym.registry else None
         modules = [self.package] if self.package else []

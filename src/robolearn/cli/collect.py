@@ -1,0 +1,226 @@
+"""``robolearn-collect``: demonstrations, or episodes of a policy, become a dataset."""
+
+import logging
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig
+
+from robolearn.cli.compose import Job, compose, exit_with, parse
+from robolearn.config import conf_dir
+from robolearn.errors import UserError
+
+log = logging.getLogger(__name__)
+
+AT_LEAST = {"episodes": 1, "seed": 0, "patience": 1, "action_noise": 0}
+PACKAGES = ("gymnasium", "gym-pusht", "pymunk", "gym-aloha", "gym-xarm", "mujoco", "dm-control", "numpy", "av")
+
+
+@dataclass(frozen=True)
+class PolicyOptions:
+    """Which policy acts in place of the demonstrator.
+
+    Args:
+        path: A run's folder, one of its checkpoints, or a hub id; None for the demonstrator.
+        batch_size: Simulators side by side.
+        use_async_envs: Give each simulator a process of its own.
+    """
+
+    path: str | None = None
+    batch_size: int = 10
+    use_async_envs: bool = False
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """The entry point; a mistake of the user's is one sentence on stderr and status 2."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        line = parse(arguments, "collect")
+        if line.args.help:
+            from robolearn.cli import help as texts
+
+            print(texts.collect(line.args.config_dir), end="")
+            return
+        composes = line.args.cfg or line.args.info or not line.shows_only
+        jobs = compose(line, "collect") if composes else []
+        if not line.shows_only:
+            for job in jobs:
+                check(job)
+    except UserError as error:
+        exit_with(error)
+    sys.argv[1:] = line.argv
+    hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="collect")(run_job)()
+
+
+def check(job: Job) -> None:
+    """Check keys, values, simulator and folder before anything is written.
+
+    Raises:
+        UserError: The first mistake.
+    """
+    from robolearn.cli.build import build, check_one_of, check_targets_of
+    from robolearn.collect import check_folder
+
+    cfg = job.cfg
+    check_targets_of(job)
+    for key, least in AT_LEAST.items():
+        if cfg[key] < least:
+            raise UserError(f"{key}={cfg[key]}: it must be at least {least}.")
+    if cfg.workers is not None and cfg.workers < 1:
+        raise UserError(f"workers={cfg.workers}: it must be at least 1, or null for one a core.")
+    if cfg.policy.batch_size < 1:
+        raise UserError(f"policy.batch_size={cfg.policy.batch_size}: it must be at least 1.")
+    check_one_of("action_label", cfg.action_label, ("clean", "executed"))
+    if cfg.env is None:
+        raise UserError("env: there is no simulator to collect in; choose one with env=NAME.")
+    if cfg.policy.path is None and cfg.demonstrator is None:
+        raise UserError(
+            "demonstrator: this env has none; choose one with demonstrator=NAME, or give policy.path=CHECKPOINT."
+        )
+    simulator = build("env", cfg)
+    recorder = make_recorder(cfg, simulator)
+    check_images(simulator, recorder)
+    check_folder(Path(cfg.out).expanduser(), make_recipe(cfg, simulator))
+
+
+def make_recorder(cfg: DictConfig, simulator: Any) -> Any:
+    """What turns the simulator's episodes into records.
+
+    Raises:
+        UserError: The codec's options can't be right.
+    """
+    from robolearn.data.clips import Encoder
+    from robolearn.data.record import Recorder
+
+    task = cfg.instruction or simulator.instruction or simulator.id
+    encoder = Encoder(cfg.video_codec, cfg.video_crf) if cfg.video else None
+    return Recorder(task, simulator.fps, encoder, cfg.action_label, cfg.action_noise > 0)
+
+
+def check_images(simulator: Any, recorder: Any) -> None:
+    """Refuse images that the codec can't take.
+
+    Raises:
+        UserError: It can't.
+    """
+    for key, feature in simulator.spec.of_kind("VISUAL").items():
+        channels, height, width = feature.shape
+        if recorder.encoder and (channels != 3 or height % 2 or width % 2):
+            raise UserError(
+                f"video=true: {key} has {channels} channels of {height} x {width}, but video takes 3 channels of even "
+                "height and width; choose another size of observed images in env, or video=false."
+            )
+
+
+def make_recipe(cfg: DictConfig, simulator: Any) -> dict[str, Any]:
+    """What decides the episodes of a dataset; a folder is continued only with the same."""
+    from robolearn.cli.build import plain
+
+    values = plain(cfg)
+    installed = {}
+    for package in PACKAGES:
+        try:
+            installed[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    by_policy = cfg.policy.path is not None
+    return {
+        "env": {**simulator.describe(), **simulator.settings},
+        "demonstrator": None if by_policy else values["demonstrator"],
+        "policy": {**values["policy"], "path": str(Path(cfg.policy.path).resolve())} if by_policy else None,
+        **{key: values[key] for key in ("seed", "keep_failures", "action_noise", "action_label")},
+        "video": {"codec": cfg.video_codec, "crf": cfg.video_crf} if cfg.video else None,
+        "robolearn": {"version": metadata.version("robolearn"), "packages": installed},
+    }
+
+
+def run_job(cfg: DictConfig) -> None:
+    """One collection; a mistake ends it with one sentence, in a sweep it is raised."""
+    try:
+        _collect(cfg)
+    except UserError as error:
+        if HydraConfig.get().mode == RunMode.MULTIRUN:
+            raise
+        exit_with(error)
+
+
+def _collect(cfg: DictConfig) -> None:
+    from robolearn.cli.build import build
+    from robolearn.collect import RECIPE, Collection, folder_of_its_own
+    from robolearn.data.writer import DatasetWriter
+    from robolearn.signals import Interrupts
+
+    simulator = build("env", cfg)
+    recorder, recipe = make_recorder(cfg, simulator), make_recipe(cfg, simulator)
+    out, spec = Path(cfg.out).expanduser(), simulator.spec
+    shapes = {key: feature.shape for key, feature in spec.observation.items()}
+    features = recorder.features(shapes, spec.action.shape, simulator.success_key is not None)
+    extra = {"settings": spec.settings, RECIPE: recipe}
+    with folder_of_its_own(out, recipe):
+        writer = DatasetWriter(out, spec.fps, features, robot_type=None, extra=extra)
+        collection = Collection(writer, cfg.seed, cfg.episodes, cfg.keep_failures, cfg.patience)
+        if collection.missing <= 0:
+            print(f"{out} holds {writer.num_episodes} episodes already; give a larger episodes= for more.")
+            return
+        doing, left = "saving what was recorded", "the same command goes on from what was saved"
+        with Interrupts(doing, left) as interrupts:
+            outcome = _run(cfg, simulator, recorder, collection, lambda: interrupts.pending is not None)
+            _report(out, outcome, cfg)
+            interrupts.deliver()
+
+
+def _run(cfg: DictConfig, simulator: Any, recorder: Any, collection: Any, stop: Any) -> Any:
+    """Collect from the demonstrator, or from the policy."""
+    if cfg.policy.path is not None:
+        return collection.run(_rollouts(cfg, simulator, recorder), stop)
+    from robolearn.cli.build import build
+    from robolearn.data.video import cpu_count
+    from robolearn.demonstrate import Demonstration, Pool
+
+    demonstrator = build("demonstrator", cfg)
+    demonstration = Demonstration(simulator.opener(), demonstrator, recorder, cfg.action_noise, cfg.keep_failures)
+    workers = min(cfg.workers or cpu_count(), collection.missing)
+    with Pool(demonstration, workers, simulator.modules()) as pool:
+        return collection.run(pool, stop)
+
+
+def _rollouts(cfg: DictConfig, simulator: Any, recorder: Any) -> Any:
+    from robolearn.agent import Agent
+    from robolearn.checkpoint import load_spec, sound
+    from robolearn.cli.build import load_policy, pick_device
+    from robolearn.cli.evaluate import locate
+    from robolearn.collect import Rollouts
+    from robolearn.envs import check_same_spec
+
+    device = pick_device(cfg.device)
+    folder = sound(locate(cfg.policy.path, download=False))
+    check_same_spec(load_spec(folder), simulator.spec)
+    agent = Agent(*load_policy(folder, device), device)
+    options = cfg.policy
+    return Rollouts(
+        simulator, agent, recorder, options.batch_size, cfg.seed, options.use_async_envs, cfg.action_noise,
+        cfg.keep_failures,
+    )  # fmt: skip
+
+
+def _report(out: Path, outcome: Any, cfg: DictConfig) -> None:
+    size = sum(file.stat().st_size for file in out.rglob("*") if file.is_file()) / 1e6
+    attempts = outcome.episodes + (0 if cfg.keep_failures else outcome.failures)
+    kept = "kept too" if cfg.keep_failures else "left out"
+    failed = f"{outcome.failures} of {attempts} attempts failed and were {kept}"
+    if not outcome.complete:
+        print(f"Stopped with {outcome.episodes} of {cfg.episodes} episodes in {out}; the same command goes on.")
+        return
+    print(f"{outcome.episodes} episodes, {outcome.frames:,} frames, {size:.1f} MB in {out}; {failed}.")
+    print(f"Train on them with robolearn-train dataset.root={out}, look at them with robolearn-dataset show {out}.")
+
+
+if __name__ == "__main__":
+    main()
