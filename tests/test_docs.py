@@ -45,6 +45,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where all pages' commands run, one after the other, as a reader's would."""
     folder = tmp_path_factory.mktemp("docs")
     write_dataset(folder / "my_dataset", length=30)
+    write_dataset(folder / "my_other_dataset", length=30, seed=1)
     write_dataset(folder / "my_keypoints", length=60, image_dtype=None, keypoints=True)
     return folder
 

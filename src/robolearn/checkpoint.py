@@ -113,6 +113,10 @@ class Checkpoints:
         write_json(folder / SCORE, dict(scalars))
         self._link_best()
 
+    def chosen(self) -> Path | None:
+        """The best checkpoint, or the newest where none was evaluated; None without any."""
+        return next((folder for name in ("best", "last") if (folder := self.folder / name).is_dir()), None)
+
     def _folders(self) -> list[Path]:
         return sorted(f for f in self.folder.glob("[0-9]*") if f.is_dir())
 

@@ -18,6 +18,7 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
 
 from robolearn.errors import UserError
+from robolearn.overrides import run_name
 
 GROUPS = {
     "policy": "what is learned, with its optimizer and scheduler presets",
@@ -40,6 +41,7 @@ SUPPLIED: dict[str, frozenset[str]] = {
     "ema": frozenset({"model"}),
     "checkpoints": frozenset({"folder", "config", "spec"}),
     "logger": frozenset({"folder"}),
+    "logger.wandb": frozenset({"folder"}),
     "eval": frozenset({"env"}),
     "demonstrator": frozenset({"env"}),
 }
@@ -141,6 +143,7 @@ def register() -> None:
     store.store(name="evaluate_schema", node=EvaluateConfig, provider="robolearn")
     store.store(name="collect_schema", node=CollectConfig, provider="robolearn")
     OmegaConf.register_new_resolver("robolearn.job_name", _job_name, replace=True)
+    OmegaConf.register_new_resolver("robolearn.run_name", run_name, replace=True)
 
 
 def _job_name(env: str | None, policy: str | None) -> str:

@@ -1,4 +1,4 @@
-"""What a run reports: TensorBoard, and the same scalars as lines of JSON."""
+"""What a run reports: TensorBoard or Weights & Biases, and the same scalars as lines of JSON."""
 
 import io
 import json
@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image
 
 from robolearn.files import write_text
+from robolearn.wandb_run import WandbRun
 
 MAX_FRAMES, MAX_WIDTH = 100, 480
 
@@ -23,12 +24,14 @@ class Logger:
     Args:
         folder: The run's folder.
         tensorboard: Write TensorBoard's event files.
+        wandb: Makes the run on Weights & Biases, given the run's folder; None where there is none.
     """
 
-    def __init__(self, folder: Path, tensorboard: bool = True) -> None:
+    def __init__(self, folder: Path, tensorboard: bool = True, wandb: Callable[[Path], WandbRun] | None = None) -> None:
         self.metrics = folder / "metrics.jsonl"
         self.events = folder / "tensorboard"
         self.tensorboard = tensorboard
+        self.wandb = wandb(folder) if wandb else None
         self._writer: Any = None
 
     def rewind(self, step: int) -> dict[str, float] | None:
@@ -50,12 +53,14 @@ class Logger:
     def scalars(self, step: int, scalars: Mapping[str, float]) -> None:
         """Write one step's scalars; call it once a step. Not-a-number becomes null in JSON.
 
-        The line of JSON comes last: where it stands, TensorBoard has the step too.
+        The line of JSON comes last: where it stands, the others have the step too.
         """
         if self.writer:
             for name, value in scalars.items():
                 self.writer.add_scalar(name, value, step)
             self.writer.flush()
+        if self.wandb:
+            self.wandb.scalars(step, scalars)
         clean = {name: value if math.isfinite(value) else None for name, value in scalars.items()}
         with self.metrics.open("a") as file:
             file.write(json.dumps({"step": step, "time": time.time(), **clean}) + "\n")
@@ -64,11 +69,16 @@ class Logger:
 
     def video(self, step: int, name: str, frames: np.ndarray, fps: float) -> None:
         """Show a video of frames (T, H, W, 3) uint8, made smaller: the full one lies beside eval.json."""
+        if not (self.writer or self.wandb):
+            return
+        gif = _gif(frames, fps)
+        if self.wandb:
+            self.wandb.gif(step, name, gif)
         if self.writer:
             from tensorboard.compat.proto.summary_pb2 import Summary  # pyright: ignore[reportAttributeAccessIssue]
 
             height, width = frames.shape[1:3]
-            image = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=_gif(frames, fps))
+            image = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=gif)
             self.writer.file_writer.add_summary(Summary(value=[Summary.Value(tag=name, image=image)]), step)
             self.writer.flush()
 
@@ -87,10 +97,17 @@ class Logger:
                 self.writer.file_writer.add_summary(summary)
             self.writer.flush()
 
+    def model(self, folder: Path) -> None:
+        """Hand on the checkpoint in a folder, where the run's models are kept elsewhere too."""
+        if self.wandb:
+            self.wandb.model(folder)
+
     def close(self) -> None:
         """Write what is still in memory."""
         if self._writer:
             self._writer.close()
+        if self.wandb:
+            self.wandb.close()
 
     @property
     def writer(self) -> Any:

@@ -1,6 +1,6 @@
 """Normalisation of observations and actions, once, outside the policies."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import torch
@@ -26,13 +26,22 @@ class Normalizer(nn.Module):
         spec: The features; those named nowhere in `mapping` stay as they are.
         mapping: The mode of each kind of feature.
         stats: The statistics of each key; without them the buffers wait for ``load_state_dict``.
+        each: Statistics of several datasets, for batches with ``dataset_index`` (B,): each sample is brought to scale
+            by those of its own. Actions, and batches without it, are scaled by `stats`, which alone are saved.
 
     Raises:
         UserError: A statistic is missing, not finite, or of another shape than its feature.
     """
 
-    def __init__(self, spec: Spec, mapping: Mapping[Kind, Mode], stats: Stats | None = None) -> None:
+    def __init__(
+        self,
+        spec: Spec,
+        mapping: Mapping[Kind, Mode],
+        stats: Stats | None = None,
+        each: Sequence[Stats] | None = None,
+    ) -> None:
         super().__init__()
+        self.each = nn.ModuleDict()
         self.modes: dict[str, Mode] = {}
         self.images = frozenset(spec.of_kind("VISUAL"))
         self.stats = nn.ModuleDict()
@@ -41,10 +50,13 @@ class Normalizer(nn.Module):
             if mode != "IDENTITY":
                 self.modes[key] = mode
                 self.stats[_name(key)] = _buffers(key, feature, mode, stats)
+                if each is not None:
+                    self.each[_name(key)] = _stacked([_buffers(key, feature, mode, one) for one in each])
 
     def encode(self, batch: Batch) -> Batch:
         """A new batch in the policy's scale; keys without statistics pass through."""
-        return {key: self._encode(key, value) for key, value in batch.items()}
+        owner = batch.get("dataset_index") if self.each else None
+        return {key: self._encode(key, value, owner) for key, value in batch.items()}
 
     def decode_action(self, action: Tensor) -> Tensor:
         """Actions (..., A) in the policy's scale, as the robot takes them."""
@@ -55,21 +67,23 @@ class Normalizer(nn.Module):
             return action * second + first
         return (action + 1) / 2 * (second - first) + first
 
-    def _encode(self, key: str, value: Tensor) -> Tensor:
+    def _encode(self, key: str, value: Tensor, owner: Tensor | None) -> Tensor:
         if key in self.images and value.dtype == torch.uint8:
             value = value.float() / 255
         if key not in self.modes:
             return value
-        first, second = self._stats(key)
+        first, second = self._stats(key, owner)
         if self.modes[key] == "MEAN_STD":
             return (value - first) / (second + EPS)
         return (value - first) / (second - first + EPS) * 2 - 1
 
-    def _stats(self, key: str) -> tuple[Tensor, Tensor]:
-        """Mean and deviation, or minimum and maximum, as the key's mode needs."""
-        stats = self.stats[_name(key)]
+    def _stats(self, key: str, owner: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Mean and deviation, or minimum and maximum, as the key's mode needs; (B, 1, *shape) with owners (B,)."""
+        stats = (self.stats if owner is None else self.each)[_name(key)]
         first, second = (stats.get_buffer(name) for name in NEEDS[self.modes[key]])
-        return first, second
+        if owner is None:
+            return first, second
+        return first[owner].unsqueeze(1), second[owner].unsqueeze(1)
 
 
 def _name(key: str) -> str:
@@ -82,6 +96,15 @@ def _buffers(key: str, feature: Feature, mode: Mode, stats: Stats | None) -> nn.
     for name in NEEDS[mode]:
         value = torch.zeros(shape) if stats is None else _checked(key, name, mode, shape, stats)
         module.register_buffer(name, value)
+    return module
+
+
+def _stacked(modules: Sequence[nn.Module]) -> nn.Module:
+    """Their buffers, one row each; not saved, because they belong to the training data."""
+    module = nn.Module()
+    for name, _ in modules[0].named_buffers():
+        rows = torch.stack([one.get_buffer(name) for one in modules])
+        module.register_buffer(name, rows, persistent=False)
     return module
 
 

@@ -21,6 +21,7 @@ from typing import Any, Literal
 import filelock
 import yaml
 
+from robolearn import cluster
 from robolearn.errors import UserError
 from robolearn.files import telling_of_a_full_disk, write_json, write_text
 
@@ -46,7 +47,7 @@ MAY_CHANGE = (
 HEARTBEAT_S = 10.0
 PACKAGES = ("robolearn", "torch", "torchvision", "hydra-core", "omegaconf", "gymnasium", "gym-pusht", "pymunk")
 PACKAGES += ("gym-aloha", "gym-xarm", "mujoco", "diffusers", "transformers", "datasets", "av", "tensorboard")
-PACKAGES += ("submitit", "numpy")
+PACKAGES += ("submitit", "numpy", "wandb")
 
 
 class Run:
@@ -62,7 +63,9 @@ class Run:
         self.folder = folder
         self.config = config
         self.overrides = overrides
-        self.step = 0
+        self.step = self.first_step = 0  # where it is, and where this process began
+        self.steps: int | None = None  # where it ends
+        self._since = time.time()
         self._lock = filelock.FileLock(folder / ".lock")
         self._state: State = "running"
 
@@ -128,6 +131,7 @@ class Run:
             ) from None
         stop = threading.Event()
         beat = threading.Thread(target=self._beat, args=(stop,), daemon=True)
+        self._since = time.time()
         self._write("running")
         beat.start()
         end: tuple[State, str | None] = ("finished", None)
@@ -166,9 +170,13 @@ class Run:
         content = {
             "state": state,
             "step": self.step,
+            "steps": self.steps,
+            "first_step": self.first_step,
             "error": error,
             "host": socket.gethostname(),
-            "job": os.environ.get("SLURM_JOB_ID"),
+            "pid": os.getpid(),
+            "job": cluster.own_job(),
+            "since": self._since,
             "time": time.time(),
         }
         write_json(self.folder / "status.json", content)
@@ -185,6 +193,21 @@ def status(folder: Path) -> dict[str, Any] | None:
         return json.loads((folder / "status.json").read_text())
     except (OSError, ValueError):
         return None
+
+
+def is_done(folder: Path, steps: int) -> bool:
+    """Whether the run of a folder came to its last step."""
+    found = status(folder)
+    return bool(found and found["state"] == "finished" and found["step"] >= steps)
+
+
+def recorded(folder: Path, metric: str) -> float | None:
+    """The last value of an evaluation scalar in a run's ``metrics.jsonl``."""
+    value = None
+    file = folder / "metrics.jsonl"
+    for text in file.read_text().splitlines() if file.exists() else []:
+        value = json.loads(text).get(f"eval/{metric}", value)
+    return value
 
 
 def differences(recorded: Mapping[str, Any], config: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:

@@ -229,7 +229,7 @@ class Trainer:
         folder, state = found
         load_models(folder, self.models())
         load_trained(folder, self.policy)
-        self.step = self.run.step = self.saved = state["step"]
+        self.step = self.run.step = self.run.first_step = self.saved = state["step"]
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
         self.scaler.load_state_dict(state["scaler"])
@@ -253,6 +253,8 @@ class Trainer:
         # TensorBoard looks their values up among the scalars of these names.
         metrics = {f"eval/{name}": value for name, value in self.last_evaluation.items()}
         self.logger.hparams(_hyperparameters(self.run), metrics)
+        if found := self.checkpoints.chosen():
+            self.logger.model(found)
         folder = self.run.folder
         log.info("Done: %s holds checkpoints and evaluations; curves: tensorboard --logdir %s", folder, folder)
         return self.last_evaluation.get(self.checkpoints.metric)

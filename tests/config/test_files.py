@@ -1,8 +1,11 @@
 """Every file in conf/ composes, resolves, and fits the code it names."""
 
+import inspect
 from pathlib import Path
 
 import pytest
+from hydra.utils import get_class
+from omegaconf import OmegaConf
 
 from robolearn.cli.compose import compose, parse
 from robolearn.config import GROUPS, check_targets, conf_dir
@@ -20,7 +23,10 @@ def argv_of(file: Path) -> list[str]:
     return [f"{group}={name}"] if group != "." else []
 
 
-@pytest.mark.parametrize("file", [f for f in FILES if f.name not in ("evaluate", "collect")], ids=str)
+TRAINING = [f for f in FILES if f.name not in ("evaluate", "collect") and f.parent.name != "demonstrator"]
+
+
+@pytest.mark.parametrize("file", TRAINING, ids=str)
 def test_composes_and_fits_its_targets(file: Path) -> None:
     argv = argv_of(file)
     jobs = compose(parse(argv, "train"), "train")
@@ -33,7 +39,7 @@ def test_composes_and_fits_its_targets(file: Path) -> None:
 
 
 def test_groups_of_the_help_are_those_that_are_there() -> None:
-    folders = {path.name for path in conf_dir().iterdir() if path.is_dir()} - {"experiment", "hydra"}
+    folders = {path.name for path in conf_dir().iterdir() if path.is_dir()} - {"demonstrator", "experiment", "hydra"}
     assert folders == set(GROUPS)
 
 
@@ -44,7 +50,17 @@ def test_every_key_is_commented() -> None:
     assert bare == []
 
 
-@pytest.mark.parametrize("group", sorted(GROUPS))
+@pytest.mark.parametrize("file", sorted((conf_dir() / "demonstrator").glob("*.yaml")), ids=lambda file: file.stem)
+def test_demonstrators_fit_their_targets(file: Path) -> None:
+    node = OmegaConf.load(file)
+    assert check_targets(OmegaConf.create({"demonstrator": node})) == []
+    code = inspect.signature(get_class(node._target_)).parameters
+    # Every option of the code is in the file, with the value that the code has.
+    options = {key: value for key, value in OmegaConf.to_container(node).items() if not key.startswith("_")}
+    assert options == {name: p.default for name, p in code.items() if name != "env"}
+
+
+@pytest.mark.parametrize("group", [*sorted(GROUPS), "demonstrator"])
 def test_files_begin_with_what_they_are(group: str) -> None:
     for file in (conf_dir() / group).glob("*.yaml"):
         lines = [line for line in file.read_text().splitlines() if "@package" not in line]

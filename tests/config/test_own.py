@@ -10,6 +10,7 @@ import yaml
 from toys import FILES, SMALL
 
 from robolearn.cli import evaluate, train
+from robolearn.run import recorded
 
 Own = Callable[[dict[str, str]], list[str]]
 
@@ -58,7 +59,7 @@ def test_finished_run_says_so_and_returns_its_metric(trained: list[str], capfd: 
     train.main([*trained, *SMALL, "output_dir=run"])
     assert "is finished at step 4; success_rate was" in capfd.readouterr().out
     assert Path("run/metrics.jsonl").read_text() == before
-    assert train.recorded(Path("run"), "success_rate") is not None
+    assert recorded(Path("run"), "success_rate") is not None
 
 
 def test_more_steps_go_on(trained: list[str]) -> None:
@@ -85,11 +86,23 @@ def test_folder_with_other_files_is_refused(own: Own, capfd: pytest.CaptureFixtu
 
 def test_sweep(own: Own) -> None:
     train.main(["-m", *own(FILES), *SMALL, "seed=1,2", "hydra.sweep.dir=sweep"])
-    for number, seed in enumerate((1, 2)):
-        config = yaml.safe_load(Path(f"sweep/{number}/config.yaml").read_text())
-        assert config["seed"] == seed
-        assert Path(f"sweep/{number}/status.json").is_file()
+    for seed in (1, 2):
+        (run,) = Path("sweep").glob(f"seed-{seed}_*")
+        assert yaml.safe_load((run / "config.yaml").read_text())["seed"] == seed
+        assert (run / "status.json").is_file()
     assert not Path("outputs").exists()
+
+
+def test_a_sweep_that_is_started_again_with_a_larger_grid_keeps_its_runs(own: Own) -> None:
+    argv = ["-m", *own(FILES), *SMALL, "hydra.sweep.dir=sweep"]
+    train.main([*argv, "seed=1,2"])
+    before = {file: file.stat().st_mtime_ns for file in Path("sweep").glob("*/metrics.jsonl")}
+    train.main([*argv, "seed=0,1,2,3"])
+    assert {file: file.stat().st_mtime_ns for file in before} == before
+    train.main([*argv, "optimizer.lr=0.1,0.2", "seed=2"])
+    configs = [yaml.safe_load(file.read_text()) for file in Path("sweep").glob("*/config.yaml")]
+    found = sorted((config["seed"], config["optimizer"]["lr"]) for config in configs)
+    assert [seed for seed, _ in found] == [0, 1, 2, 2, 2, 3]
 
 
 @pytest.mark.parametrize("given", ["run", "run/checkpoints", "run/checkpoints/last", "run/checkpoints/00000004"])
@@ -155,4 +168,5 @@ def test_mistake_that_shows_only_when_built(own: Own, capfd: pytest.CaptureFixtu
     assert fails(train.main, [*options, *SMALL, "output_dir=a"], capfd) == "The video of episode 3 is cut off.\n"
     with pytest.raises(SystemExit):  # Hydra's own end of a sweep; both jobs were tried
         train.main(["-m", *options, *SMALL, "seed=1,2", "hydra.sweep.dir=sweep"])
-    assert json.loads(Path("sweep/1/status.json").read_text())["state"] == "failed"
+    states = [json.loads(file.read_text())["state"] for file in Path("sweep").glob("*/status.json")]
+    assert states == ["failed", "failed"]

@@ -63,6 +63,7 @@ def test_sweep_through_submitit(own: Callable[[dict[str, str]], list[str]]) -> N
     command = [sys.executable, "-c", "from robolearn.cli.train import main; main()", "-m", *own(FILES), *SMALL]
     done = run(*command, "hydra/launcher=local", "seed=1,2", "hydra.sweep.dir=sweep", PYTHONPATH=str(HERE))
     assert done.returncode == 0, done.stderr
-    for number in (0, 1):
-        config = yaml.safe_load(Path(f"sweep/{number}/config.yaml").read_text())
-        assert (config["seed"], config["job_name"]) == (number + 1, "line_linear")
+    for seed in (1, 2):
+        (file,) = Path("sweep").glob(f"seed-{seed}_*/config.yaml")
+        config = yaml.safe_load(file.read_text())
+        assert (config["seed"], config["job_name"]) == (seed, "line_linear")

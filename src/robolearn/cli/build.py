@@ -18,7 +18,9 @@ from robolearn.checkpoint import load_models, load_spec
 from robolearn.cli.compose import Job
 from robolearn.config import check_targets, hint
 from robolearn.data.loader import Loader
-from robolearn.data.sampling import BatchSampler
+from robolearn.data.multi import MultiDataset
+from robolearn.data.sampling import BatchSampler, WeightedSampler
+from robolearn.data.transforms import ImageTransforms
 from robolearn.envs import check_same_spec
 from robolearn.errors import UserError
 from robolearn.normalize import Normalizer
@@ -58,6 +60,7 @@ def check(jobs: Sequence[Job]) -> None:
                 pick_device(job.cfg.device)
             policy = check_parts(job.cfg, seen)
             run = open_run(job.cfg, job.folder, job.overrides)
+            build("logger", job.cfg, job.folder)
             if not run.exists and not job.elsewhere:
                 _check_pretrained(policy)
         except UserError as error:
@@ -224,11 +227,17 @@ def check_parts(cfg: DictConfig, seen: dict[str, Any]) -> Policy:
     if simulator is not None:
         once(lambda: check_same_spec(dataset.spec, simulator.spec), "env", "dataset")
         once(lambda: build("eval", cfg, env=simulator), "env", "eval")
-    once(partial(build, "image_transforms", cfg), "image_transforms")
+    once(lambda: _check_transforms(cfg, dataset), "image_transforms", "dataset")
     policy = once(lambda: _check_policy(cfg, dataset), "policy", "dataset")
     groups = list(policy.param_groups())
     once(lambda: _check_optimizer(cfg, groups), "policy", "optimizer", "scheduler", "param_groups", "offline")
     return policy
+
+
+def _check_transforms(cfg: DictConfig, dataset: Any) -> None:
+    transforms = build("image_transforms", cfg)
+    if isinstance(transforms, ImageTransforms):
+        transforms.check(dataset.spec)
 
 
 def _check_policy(cfg: DictConfig, dataset: Any) -> Policy:
@@ -298,6 +307,13 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
 
 
+def make_sampler(dataset: Any, drop_n_last_frames: int, batch_size: int, seed: int) -> BatchSampler:
+    """Which frames each batch holds."""
+    if isinstance(dataset, MultiDataset) and dataset.weights is not None:
+        return WeightedSampler(dataset.valid_parts(drop_n_last_frames), dataset.weights, batch_size, seed)
+    return BatchSampler(dataset.valid_indices(drop_n_last_frames), batch_size, seed)
+
+
 def build_trainer(cfg: DictConfig, run: Run) -> Trainer:
     """The trainer of a run, with its dataset loaded; nothing is trained yet.
 
@@ -315,11 +331,12 @@ def build_trainer(cfg: DictConfig, run: Run) -> Trainer:
         check_same_spec(dataset.spec, simulator.spec)
     # The weights are drawn on the CPU, so that a seed means the same on every device.
     policy = build_policy(cfg, dataset.spec).to(device)
-    normalizer = Normalizer(dataset.spec, policy.normalization_mapping, dataset.stats).to(device)
+    each = dataset.each_stats if isinstance(dataset, MultiDataset) else None
+    normalizer = Normalizer(dataset.spec, policy.normalization_mapping, dataset.stats, each).to(device)
     optimizer = build("optimizer", cfg, merge_options(policy.param_groups(), plain(cfg)["param_groups"]))
     steps = total_steps(cfg)
     frames = dataset.load(device)
-    sampler = BatchSampler(dataset.valid_indices(policy.drop_n_last_frames), cfg.batch_size, cfg.seed)
+    sampler = make_sampler(dataset, policy.drop_n_last_frames, cfg.batch_size, cfg.seed)
     return Trainer(
         policy=policy,
         normalizer=normalizer,

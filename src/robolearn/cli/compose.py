@@ -9,7 +9,7 @@ import copy
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -19,6 +19,7 @@ from hydra.core.config_search_path import SearchPathQuery
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
 from hydra.types import RunMode
 from hydra.version import setbase
 from omegaconf import DictConfig, OmegaConf, flag_override
@@ -39,6 +40,7 @@ class Job:
     overrides: list[str]
     sources: Sources
     elsewhere: bool = False  # a launcher may start it on another machine, so this one's devices tell nothing
+    launcher: dict[str, Any] = field(default_factory=dict)  # the keys of its file
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,7 @@ class CommandLine:
     @property
     def argv(self) -> list[str]:
         """The same with every option before every override, the one order that Hydra's parser takes."""
-        rest = list(self.overrides)
+        rest = [text for text in self.overrides if text in self.typed]
         flags = []
         for text in reversed(self.typed):
             if rest and text == rest[-1]:
@@ -101,6 +103,20 @@ def parse(argv: Sequence[str], config_name: str) -> CommandLine:
     if sum(modes) > 1:
         raise UserError("Give only one of --run, --multirun, --cfg, --info and --shell-completion.")
     return CommandLine(args, args.config_name or config_name, list(args.overrides), list(argv))
+
+
+def naming_runs(line: CommandLine) -> CommandLine:
+    """The same sweep with its runs named by what tells them apart: Hydra is told which keys they share."""
+    key = "hydra.job.config.override_dirname.exclude_keys"
+    try:
+        parsed = OverridesParser.create().parse_overrides(line.overrides)
+    except HydraException:  # told when it is composed
+        return line
+    if not line.args.multirun or any(override.get_key_element().lstrip("+") == key for override in parsed):
+        return line
+    shared = [override for override in parsed if not (override.is_sweep_override() or override.is_hydra_override())]
+    names = sorted({override.get_key_element().lstrip("+~") for override in shared})
+    return replace(line, overrides=[*line.overrides, f"{key}=[{','.join(map(repr, names))}]"])
 
 
 @contextmanager
@@ -153,6 +169,8 @@ def compose(line: CommandLine, task: str) -> list[Job]:
             if cfg.hydra.runtime.choices["hydra/launcher"] != master.hydra.runtime.choices["hydra/launcher"]:
                 raise _misplaced_launcher(sources, own)
             jobs.append(_job(cfg, sources, own, number))
+            if jobs[-1].folder in [job.folder for job in jobs[:-1]]:
+                raise UserError(f"The sweep has a run twice: {' '.join(overrides)}; give every value once.")
         return jobs
 
 
@@ -236,7 +254,8 @@ def _job(cfg: DictConfig, sources: Sources, overrides: list[str], number: int | 
         if missing:
             raise UserError(f"{missing[0]} has no value yet; give it with {missing[0]}=VALUE.")
         OmegaConf.resolve(task)
-    return Job(task, folder, overrides, sources, cfg.hydra.runtime.choices["hydra/launcher"] != "basic")
+        launcher: Any = OmegaConf.to_container(cfg.hydra.launcher, resolve=True)
+    return Job(task, folder, overrides, sources, cfg.hydra.runtime.choices["hydra/launcher"] != "basic", launcher)
 
 
 def exit_with(error: UserError) -> NoReturn:

@@ -247,7 +247,7 @@ RENAMED = (
     (r"policy\.scheduler_(\w+)", r"scheduler.\1"),
     (r"optimizer\.grad_clip_norm", r"grad_clip_norm"),
     (r"dataset\.image_transforms\.(\w+)", r"image_transforms.\1"),
-    (r"wandb\.(\w+)", r"logger.\1"),
+    (r"wandb\.(\w+)", r"logger.wandb.\1"),
 )
 """Keys of LeRobot's command line that have another name here."""
 

@@ -1,9 +1,8 @@
 """``robolearn-train``: compose, check, build, run."""
 
-import json
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from robolearn.cli.compose import compose, exit_with, parse
+from robolearn.cli.compose import compose, exit_with, naming_runs, parse
 from robolearn.config import conf_dir
 from robolearn.errors import UserError
 
@@ -30,15 +29,29 @@ def main(argv: Sequence[str] | None = None) -> None:
             print(texts.train(line.args.config_dir), end="")
             return
         composes = line.args.cfg or line.args.info or not line.shows_only
+        line = naming_runs(line)
         jobs = compose(line, "train") if composes else []
         if not line.shows_only:
             from robolearn.cli.build import check  # imports torch, which questions need not wait for
 
             check(jobs)
+            check_cluster(jobs[0].launcher)
     except UserError as error:
         exit_with(error)
     sys.argv[1:] = line.argv
     hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="train")(run_job)()
+
+
+def check_cluster(launcher: Mapping[str, Any]) -> None:
+    """See that the cluster would take a sweep's jobs, where they go to one.
+
+    Raises:
+        UserError: It would not.
+    """
+    if "Slurm" in str(launcher.get("_target_")):
+        from robolearn.cluster import check_request
+
+        check_request(launcher)
 
 
 def run_job(cfg: DictConfig) -> float | None:
@@ -56,20 +69,21 @@ def run_job(cfg: DictConfig) -> float | None:
 
 def _train(cfg: DictConfig) -> float | None:
     from robolearn.cli.build import build_trainer, open_run, plain, total_steps
-    from robolearn.run import newest_unfinished, status
+    from robolearn.run import is_done, newest_unfinished, recorded, status
 
     context = HydraConfig.get()
     folder = Path(context.runtime.output_dir)
     overrides = list(context.overrides.task)
     run = open_run(cfg, folder, overrides)
+    run.steps = total_steps(cfg)
     if not run.exists:
         if context.mode == RunMode.RUN and folder == Path(cfg.output_dir).absolute() and not _named(context):
             other = newest_unfinished(folder.parents[1], plain(cfg))
             if other:
                 log.info("A run of the same configuration was not finished: output_dir=%s goes on with it.", other)
         run.record()
-    elif (found := status(folder)) and found["state"] == "finished" and found["step"] >= total_steps(cfg):
-        metric = recorded(folder, cfg.checkpoints.metric)
+    elif is_done(folder, run.steps):
+        metric, found = recorded(folder, cfg.checkpoints.metric), status(folder) or {}
         log.info("%s is finished at step %d; %s was %s.", folder, found["step"], cfg.checkpoints.metric, metric)
         return metric
     with run.running():
@@ -80,15 +94,6 @@ def _named(context: Any) -> bool:
     """Whether the user named the run's folder."""
     typed = [*context.overrides.task, *context.overrides.hydra]
     return any(text.lstrip("+").startswith(("output_dir=", "hydra.run.dir=")) for text in typed)
-
-
-def recorded(folder: Path, metric: str) -> float | None:
-    """The last value of an evaluation scalar in a run's ``metrics.jsonl``."""
-    value = None
-    file = folder / "metrics.jsonl"
-    for text in file.read_text().splitlines() if file.exists() else []:
-        value = json.loads(text).get(f"eval/{metric}", value)
-    return value
 
 
 if __name__ == "__main__":

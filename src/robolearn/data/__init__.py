@@ -5,16 +5,24 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from robolearn.data.dataset import LeRobotDataset
     from robolearn.data.loader import Loader
-    from robolearn.data.sampling import BatchSampler
+    from robolearn.data.multi import MultiDataset
+    from robolearn.data.sampling import BatchSampler, WeightedSampler
 
-__all__ = ["BatchSampler", "LeRobotDataset", "Loader"]
+__all__ = ["BatchSampler", "LeRobotDataset", "Loader", "MultiDataset", "WeightedSampler"]
+
+_MODULES = {
+    "LeRobotDataset": "dataset",
+    "Loader": "loader",
+    "MultiDataset": "multi",
+    "BatchSampler": "sampling",
+    "WeightedSampler": "sampling",
+}
 
 
 def __getattr__(name: str) -> Any:
     # Imported on use: processes that record episodes need neither these nor torch.
     from importlib import import_module
 
-    modules = {"LeRobotDataset": "dataset", "Loader": "loader", "BatchSampler": "sampling"}
-    if name not in modules:
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{modules[name]}"), name)
+    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)

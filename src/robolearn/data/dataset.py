@@ -1,7 +1,8 @@
 """Demonstrations that serve whole batches: one gather a feature, wherever the decoded frames lie."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -99,11 +100,23 @@ class LeRobotDataset:
             raise RuntimeError("LeRobotDataset.load(device) comes before its frames can be used")
         return self._device
 
-    def load(self, device: torch.device) -> "LeRobotDataset":
+    @property
+    def picture_bytes(self) -> int:
+        """What the decoded pictures take."""
+        return sum(self.num_frames * int(np.prod(column.shape)) for column in self.meta.cameras.values())
+
+    def keep(self, keys: Collection[str]) -> None:
+        """Leave out every column that is not among `keys`; before `load`, so that it is not decoded either."""
+        self.meta = replace(self.meta, columns={k: c for k, c in self.meta.columns.items() if k in keys})
+        self.spec = make_spec(self.meta)
+        self.stats = {key: values for key, values in self.stats.items() if key in keys}
+
+    def load(self, device: torch.device, tier: Tier | None = None) -> "LeRobotDataset":
         """Verify every number, decode every picture that no earlier run decoded, and place all of it.
 
         Args:
             device: The device that trains; frames go there if they fit.
+            tier: Where the pictures go; None: as the key ``dataset.cache`` says.
 
         Returns:
             Itself.
@@ -116,8 +129,8 @@ class LeRobotDataset:
 
         device = torch.device(device)
         cameras = self.meta.cameras
-        size = sum(self.num_frames * int(np.prod(column.shape)) for column in cameras.values())
-        tier = choose_tier(self._cache, size, device, self._max_gpu_gb, self._max_host_gb)
+        size = self.picture_bytes
+        tier = tier or choose_tier(self._cache, size, device, self._max_gpu_gb, self._max_host_gb)
         table = read_columns(self.meta, self.episodes, self._tolerance_s)
         home = device if tier == "gpu" else torch.device("cpu")
         folder = Path(self._cache_dir).expanduser() if self._cache_dir else cache.default_folder()

@@ -1,5 +1,7 @@
 """The order in which frames are drawn: a pure function of the seed and the step."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -45,10 +47,51 @@ class BatchSampler:
 
     def _permutation(self, epoch: int) -> Tensor:
         if epoch != self._epoch:
-            # SeedSequence mixes both words into every bit, so that neighbouring seeds and epochs share nothing.
-            entropy = [self.seed & 0xFFFFFFFFFFFFFFFF, epoch]
-            word = np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0]
-            generator = torch.Generator().manual_seed(int(word >> np.uint64(1)))
-            self._order = self.indices[torch.randperm(len(self.indices), generator=generator)]
+            generator = torch.Generator().manual_seed(mixed(self.seed, epoch))
+            self._order = self._epoch_indices(epoch)[torch.randperm(len(self.indices), generator=generator)]
             self._epoch = epoch
         return self._order
+
+    def _epoch_indices(self, epoch: int) -> Tensor:
+        """What an epoch draws, as many each time, still in order."""
+        del epoch
+        return self.indices
+
+
+class WeightedSampler(BatchSampler):
+    """Batches in which several parts have fixed shares, whatever their sizes; as repeatable as a `BatchSampler`.
+
+    An epoch is as long as all parts together. Every part is drawn without replacement, from one epoch into the next,
+    until all of it was drawn, then anew.
+
+    Args:
+        parts: What is drawn, int64 (n_i,) each.
+        weights: The parts' shares, which need not add up to 1.
+        batch_size: Indices a batch.
+        seed: Any whole number.
+    """
+
+    def __init__(self, parts: Sequence[Tensor], weights: Sequence[float], batch_size: int, seed: int):
+        super().__init__(torch.cat(list(parts)), batch_size, seed)
+        counts = _apportioned(len(self.indices), weights)
+        numbered = [(i, part, count) for i, (part, count) in enumerate(zip(parts, counts, strict=True)) if count]
+        self._parts = [BatchSampler(part, count, mixed(seed, 1 + i)) for i, part, count in numbered]
+
+    def _epoch_indices(self, epoch: int) -> Tensor:
+        return torch.cat([part[epoch] for part in self._parts])
+
+
+def mixed(seed: int, number: int) -> int:
+    """A seed of 63 bits that shares nothing with those of neighbouring seeds and numbers."""
+    word = np.random.SeedSequence([seed & 0xFFFFFFFFFFFFFFFF, number]).generate_state(1, np.uint64)[0]
+    return int(word >> np.uint64(1))
+
+
+def _apportioned(total: int, weights: Sequence[float]) -> list[int]:
+    """`total` in whole numbers proportional to the weights, the largest remainders rounded up."""
+    exact = [total * weight / sum(weights) for weight in weights]
+    counts = [int(number) for number in exact]
+    by_remainder = sorted(range(len(exact)), key=lambda i: counts[i] - exact[i])
+    for index in by_remainder[: total - sum(counts)]:
+        counts[index] += 1
+    return counts

@@ -14,6 +14,7 @@ from robolearn.data.meta import Column, EpisodeMeta, Meta, read_table
 from robolearn.errors import UserError
 
 TEXT = ("string", "large_string")
+DEMANDED = ("episode_index", "frame_index", "timestamp", "index", "task_index")
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ def read_columns(meta: Meta, episodes: tuple[EpisodeMeta, ...], tolerance_s: flo
         UserError: A file is missing or broken, or holds other frames than its description tells.
     """
     wanted = {key: c for key, c in meta.columns.items() if not c.is_visual and c.dtype not in TEXT}
-    for key in ("episode_index", "frame_index", "timestamp", "index", "task_index"):
+    for key in DEMANDED:
         if key not in wanted:
             raise UserError(f"{meta.root / 'meta' / 'info.json'} lists no feature {key!r}, which the format demands.")
     by_file: dict[str, list[int]] = {}
