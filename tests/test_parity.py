@@ -56,10 +56,18 @@ TDMPC = [
     "tdmpc_image_mpc",
 ]
 
+PI0 = [
+    "pi0_tiny_aloha_emptycam_f32",
+    "pi0_tiny_bf16",
+    "pi0_tiny_expertonly_f32",
+    "pi0_tiny_f32",
+    "pi0_tiny_frozenvision_f32",
+]
+
 VQBET = ["vqbet_phase1", "vqbet_phase2", "vqbet_phase2_sequential", "vqbet_transition"]
 
 
-@pytest.mark.parametrize("name", ACT + DIFFUSION + TDMPC + VQBET)
+@pytest.mark.parametrize("name", ACT + DIFFUSION + PI0 + TDMPC + VQBET)
 def test_equals_the_reference(shared: Path, name: str) -> None:
     worst = parity.check(parity.Fixture(shared / FIXTURES / name))
     assert worst.missed == {}
@@ -69,7 +77,7 @@ def test_equals_the_reference(shared: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "names"), [("act", ACT), ("diffusion", DIFFUSION), ("tdmpc", TDMPC), ("vqbet", VQBET)]
+    ("kind", "names"), [("act", ACT), ("diffusion", DIFFUSION), ("pi0", PI0), ("tdmpc", TDMPC), ("vqbet", VQBET)]
 )
 def test_no_fixture_is_left_out(shared: Path, kind: str, names: list[str]) -> None:
     assert sorted(path.name for path in (shared / FIXTURES).glob(f"{kind}_*")) == names
@@ -165,6 +173,32 @@ def test_another_tdmpc_is_caught(
     changed: Callable[..., Path], name: str, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert status(monkeypatch, changed(name, **options)) == 1
+
+
+PI0_MUTATIONS = [
+    ("pi0_tiny_f32", {"num_steps": 4}),
+    ("pi0_tiny_f32", {"n_action_steps": 2}),
+    ("pi0_tiny_f32", {"freeze_vision_encoder": True}),
+    ("pi0_tiny_expertonly_f32", {"train_expert_only": False}),
+    ("pi0_tiny_frozenvision_f32", {"train_state_proj": True}),
+    ("pi0_tiny_aloha_emptycam_f32", {"adapt_to_pi_aloha": False}),
+    ("pi0_tiny_aloha_emptycam_f32", {"use_delta_joint_actions_aloha": True}),
+]
+
+
+@pytest.mark.parametrize(("name", "options"), PI0_MUTATIONS, ids=str)
+def test_another_pi0_is_caught(
+    changed: Callable[..., Path], name: str, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert status(monkeypatch, changed(name, **options)) == 1
+
+
+@pytest.mark.parametrize("key", ["loss_over_padded_dims", "time_sampling"])
+def test_a_mended_pi0_is_another(shared: Path, key: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    mended = {"loss_over_padded_dims": False, "time_sampling": "beta"}
+    reference = parity.lerobot.REFERENCE["pi0"] | {key: mended[key]}
+    monkeypatch.setitem(parity.lerobot.REFERENCE, "pi0", reference)
+    assert status(monkeypatch, shared / FIXTURES / "pi0_tiny_f32") == 1
 
 
 VQBET_MUTATIONS = [

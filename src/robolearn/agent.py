@@ -1,6 +1,7 @@
 """From observations to actions: history, normalisation and action chunks, outside the policies."""
 
 from collections import deque
+from collections.abc import Sequence
 from contextlib import nullcontext
 
 import numpy as np
@@ -24,16 +25,25 @@ class Agent:
         normalizer: On `device`.
         device: Where the policy computes.
         amp_dtype: Precision of autocast; None computes in float32.
+        tasks: What is to be done, in words, for a policy that reads it: one for all environments, or one for each.
     """
 
     def __init__(
-        self, policy: Policy, normalizer: Normalizer, device: torch.device, amp_dtype: torch.dtype | None = None
+        self,
+        policy: Policy,
+        normalizer: Normalizer,
+        device: torch.device,
+        amp_dtype: torch.dtype | None = None,
+        tasks: Sequence[str] = (),
     ) -> None:
         self.policy, self.normalizer, self.device, self.amp_dtype = policy, normalizer, device, amp_dtype
         # A model-based policy's window also looks ahead, which only a dataset can.
         self._offsets = [offset for offset in policy.window.observation if offset <= 0]
         self._history: deque[Batch] = deque(maxlen=1 - min(self._offsets))
         self._actions: deque[np.ndarray] = deque()
+        self.tasks = tasks if policy.reads_tasks else ()
+        encoded = policy.encode_tasks(tasks) if policy.reads_tasks else {}
+        self._tasks = {key: value.to(device) for key, value in encoded.items()}
         self._act = policy.actor()
         coeff = policy.temporal_ensemble_coeff
         self._ensemble = None if coeff is None else Ensemble(coeff)
@@ -64,11 +74,16 @@ class Agent:
         batch = {key: value.to(self.device, non_blocking=True) for key, value in stacked.items()}
         autocast = torch.autocast(self.device.type, self.amp_dtype) if self.amp_dtype else nullcontext()
         with autocast:
-            chunk = self._act(self.normalizer.encode(batch)).float()
+            chunk = self._act(self.normalizer.encode(batch) | self._told(batch)).float()
         if self._ensemble:
             chunk = self._ensemble(chunk).unsqueeze(1)
-        actions = self.normalizer.decode_action(chunk[:, : self.policy.n_action_steps])
+        actions = self.normalizer.decode_action(chunk[:, : self.policy.n_action_steps], batch)
         return actions.transpose(0, 1).cpu().numpy()
+
+    def _told(self, batch: Batch) -> Batch:
+        """What the policy reads of the task of each environment, (N, ...)."""
+        count = len(next(iter(batch.values())))
+        return {key: value.expand(count, *value.shape[1:]) for key, value in self._tasks.items()}
 
 
 class Ensemble:

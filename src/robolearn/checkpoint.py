@@ -193,7 +193,7 @@ def load_spec(folder: Path) -> Spec:
     content = json.loads((folder / "spec.json").read_text())
     observation = {k: Feature(f["kind"], tuple(f["shape"])) for k, f in content["observation"].items()}
     action = Feature("ACTION", tuple(content["action"]["shape"]))
-    return Spec(observation, action, content["fps"], content.get("settings", {}))
+    return Spec(observation, action, content["fps"], content.get("settings", {}), tuple(content.get("tasks", ())))
 
 
 def sound(folder: Path) -> Path:

@@ -89,6 +89,7 @@ class EvaluateConfig:
 
     checkpoint: str = MISSING
     download: bool = False
+    tokenizer: str | None = None
     output_dir: str = MISSING
     job_name: str = MISSING
     seed: int = 1000

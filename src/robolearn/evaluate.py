@@ -57,6 +57,7 @@ class Evaluator:
         use_async_envs: Give each simulator a process of its own.
         seed: Of the first episode; also of Python's, numpy's and torch's generators during the evaluation.
         n_videos: How many episodes, the first ones, become MP4s.
+        task: What a policy that reads it is told to do, in words; None: see `choose_task`.
 
     Raises:
         UserError: The numbers make no sense, or videos are asked of an environment that renders none.
@@ -70,6 +71,7 @@ class Evaluator:
         use_async_envs: bool = False,
         seed: int = 100_000,
         n_videos: int = 4,
+        task: str | None = None,
     ) -> None:
         least = {
             "n_episodes": (n_episodes, 1),
@@ -91,6 +93,7 @@ class Evaluator:
                 "set eval.n_videos=0 or render."
             )
         self.env, self.n_episodes, self.batch_size = env, n_episodes, batch_size
+        self.task = task
         self.use_async_envs, self.seed, self.n_videos = use_async_envs, seed, min(n_videos, n_episodes)
 
     def __call__(self, agent: Actor, folder: Path, stop: Callable[[], bool] = lambda: False) -> EvalResult:
@@ -117,7 +120,7 @@ class Evaluator:
                 video = films.grid()
             scalars = summary(episodes) | {"seconds_per_episode": seconds / len(episodes)}
             result = EvalResult(scalars, _rows(episodes, films.names), video, self.env.fps)
-            write_json(folder / "eval.json", self._record(result))
+            write_json(folder / "eval.json", self._record(result, getattr(agent, "tasks", ())))
         except OSError as error:
             raise UserError(
                 f"The evaluation can't be written to {folder}: {error.strerror or error}; "
@@ -140,13 +143,14 @@ class Evaluator:
             env.close()
         return episodes
 
-    def _record(self, result: EvalResult) -> dict[str, Any]:
+    def _record(self, result: EvalResult, told: Sequence[str]) -> dict[str, Any]:
         return {
             **result.scalars,
             "n_episodes": self.n_episodes,
             "batch_size": self.batch_size,
             "seed": self.seed,
             "env": self.env.describe(),
+            **({"task": told[0]} if told else {}),
             "episodes": result.episodes,
         }
 

@@ -11,6 +11,7 @@ from robolearn.normalize import Normalizer
 from robolearn.policies.act import ActPolicy
 from robolearn.policies.base import Policy
 from robolearn.policies.diffusion import DiffusionPolicy
+from robolearn.policies.pi0 import Pi0Policy
 from robolearn.policies.tdmpc import TdmpcPolicy
 from robolearn.policies.vqbet import VqbetPolicy
 from robolearn.types import Feature, Spec
@@ -18,10 +19,18 @@ from robolearn.types import Feature, Spec
 # Options that belong to the optimizer, the schedule or the features here, not to the policy, and one nobody reads.
 ELSEWHERE = re.compile(r"type|input_features|output_features|optimizer_.*|scheduler_.*|device|use_amp|mlp_hidden_dim")
 
+EMPTY_CAMERA = re.compile(r"observation\.images\.empty_camera_\d+")
+
 # LeRobot's behaviours that this project mends, turned back on.
 REFERENCE = {
     "act": {"average_over_padding": True},
     "diffusion": {"crop_per_sample": False, "average_over_padding": True, "final_n_groups": 8},
+    "pi0": {
+        "convert_statistics": False,
+        "do_mask_loss_for_padding": False,
+        "loss_over_padded_dims": True,
+        "time_sampling": "two_powers",
+    },
     "tdmpc": {"q_draws_with_replacement": True, "warm_start_shift": 1},
     "vqbet": {
         "crop_per_sample": False,
@@ -34,6 +43,7 @@ REFERENCE = {
 POLICIES: dict[str, type[Policy]] = {
     "act": ActPolicy,
     "diffusion": DiffusionPolicy,
+    "pi0": Pi0Policy,
     "tdmpc": TdmpcPolicy,
     "vqbet": VqbetPolicy,
 }
@@ -76,6 +86,19 @@ DIFFUSION_NAMES = [
     (r"^unet\.final_conv\.1\.", r"unet.final.1."),
 ]
 
+PI0_NAMES = [
+    (r"^model\.", r""),
+    (r"^paligemma_with_expert\.paligemma\.vision_tower\.vision_model\.", r"paligemma.vision."),
+    (r"^paligemma_with_expert\.paligemma\.multi_modal_projector\.linear\.", r"paligemma.projector."),
+    # The output layer is the embedding of words: files hold either.
+    (r"^paligemma_with_expert\.paligemma\.language_model\.(?:model\.embed_tokens|lm_head)\.", r"paligemma.words."),
+    (r"^paligemma_with_expert\.paligemma\.language_model\.model\.", r"paligemma.language."),
+    (r"^paligemma_with_expert\.gemma_expert\.model\.", r"expert."),
+    (r"^action_(in|out)_proj\.", r"action_\1."),
+    (r"^action_time_mlp_in\.", r"action_time_mlp.0."),
+    (r"^action_time_mlp_out\.", r"action_time_mlp.2."),
+]
+
 TDMPC_NAMES = [
     (r"^model_target\.", r"target."),
     (r"\._encoder\.image_enc_layers\.", r".encoder.image."),
@@ -115,14 +138,16 @@ VQBET_NAMES = [
 NAMES: dict[str, list[tuple[str, str]]] = {
     "act": ACT_NAMES,
     "diffusion": DIFFUSION_NAMES,
+    "pi0": PI0_NAMES,
     "tdmpc": TDMPC_NAMES,
     "vqbet": VQBET_NAMES,
 }
 
-# Constants that are computed here, not stored, and the phase of a training that the step tells.
+# Constants that are computed here, not stored, the phase of a training that the step tells, and the output layer of
+# pi0's expert, which nothing uses.
 CONSTANTS = re.compile(
     r"\.pool\.pos_grid$|^model\.vae_encoder_pos_enc$|^vqbet\.select_target_actions_indices$|\.attn\.bias$"
-    r"|\.vqvae_model\.discretized$|\.vq_layer\.freeze_codebook$|\._codebook\.initted$"
+    r"|\.vqvae_model\.discretized$|\.vq_layer\.freeze_codebook$|\._codebook\.initted$|\.gemma_expert\.lm_head\.weight$"
 )
 
 
@@ -142,12 +167,13 @@ def build(config: Mapping[str, Any], fps: float = 1.0) -> tuple[Policy, Normaliz
     options = {key: value for key, value in config.items() if not ELSEWHERE.fullmatch(key)}
     spec = spec_of(config, fps)
     policy = POLICIES[kind](spec, **options, **REFERENCE[kind])
-    return policy, Normalizer(spec, policy.normalization_mapping)
+    return policy, Normalizer(spec, policy.normalization_mapping, space=policy.space)
 
 
 def spec_of(config: Mapping[str, Any], fps: float) -> Spec:
-    """The features that a LeRobot config.json lists."""
-    observation = {k: Feature(f["type"], tuple(f["shape"])) for k, f in config["input_features"].items()}
+    """The features that a LeRobot config.json lists, without the cameras that the robot lacks."""
+    inputs = {k: f for k, f in config["input_features"].items() if not EMPTY_CAMERA.fullmatch(k)}
+    observation = {k: Feature(f["type"], tuple(f["shape"])) for k, f in inputs.items()}
     return Spec(observation, Feature("ACTION", tuple(config["output_features"]["action"]["shape"])), fps)
 
 

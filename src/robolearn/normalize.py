@@ -1,18 +1,34 @@
 """Normalisation of observations and actions, once, outside the policies."""
 
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from robolearn.errors import UserError
-from robolearn.types import Batch, Feature, Kind, Spec, Stats
+from robolearn.types import Batch, Feature, Kind, Spec, Stats, Window
 
 Mode = Literal["MEAN_STD", "MIN_MAX", "IDENTITY"]
 
 EPS = 1e-8
 NEEDS: dict[Mode, tuple[str, ...]] = {"MEAN_STD": ("mean", "std"), "MIN_MAX": ("min", "max"), "IDENTITY": ()}
+
+
+class Space(Protocol):
+    """Other units of the robot than the dataset's, to learn in; applied before normalisation, undone after it."""
+
+    def encode(self, batch: Batch) -> Batch:
+        """A new batch in the other units; there may be no actions in it."""
+        ...
+
+    def decode(self, action: Tensor, batch: Batch) -> Tensor:
+        """Actions (B, T, A) in the robot's units, for what was observed, `batch`, in the robot's units."""
+        ...
+
+    def statistics(self, frames: Any, window: Window, stats: Stats) -> Stats:
+        """A loaded dataset's statistics in the other units, given those in its own."""
+        ...
 
 
 class Normalizer(nn.Module):
@@ -28,6 +44,7 @@ class Normalizer(nn.Module):
         stats: The statistics of each key; without them the buffers wait for ``load_state_dict``.
         each: Statistics of several datasets, for batches with ``dataset_index`` (B,): each sample is brought to scale
             by those of its own. Actions, and batches without it, are scaled by `stats`, which alone are saved.
+        space: Units that states and actions are converted to first; `stats` are taken in them.
 
     Raises:
         UserError: A statistic is missing, not finite, or of another shape than its feature.
@@ -39,8 +56,10 @@ class Normalizer(nn.Module):
         mapping: Mapping[Kind, Mode],
         stats: Stats | None = None,
         each: Sequence[Stats] | None = None,
+        space: Space | None = None,
     ) -> None:
         super().__init__()
+        self.space = space
         self.each = nn.ModuleDict()
         self.modes: dict[str, Mode] = {}
         self.images = frozenset(spec.of_kind("VISUAL"))
@@ -55,11 +74,25 @@ class Normalizer(nn.Module):
 
     def encode(self, batch: Batch) -> Batch:
         """A new batch in the policy's scale; keys without statistics pass through."""
+        if self.space:
+            batch = self.space.encode(batch)
         owner = batch.get("dataset_index") if self.each else None
         return {key: self._encode(key, value, owner) for key, value in batch.items()}
 
-    def decode_action(self, action: Tensor) -> Tensor:
-        """Actions (..., A) in the policy's scale, as the robot takes them."""
+    def decode_action(self, action: Tensor, observation: Batch | None = None) -> Tensor:
+        """Actions (..., A) in the policy's scale, as the robot takes them.
+
+        Args:
+            action: What the policy gave.
+            observation: What it saw, as `encode` was given it; a policy with a `space` needs it.
+        """
+        action = self._unscaled(action)
+        if self.space:
+            assert observation is not None
+            action = self.space.decode(action, observation)
+        return action
+
+    def _unscaled(self, action: Tensor) -> Tensor:
         if "action" not in self.modes:
             return action
         first, second = self._stats("action")

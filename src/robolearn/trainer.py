@@ -2,7 +2,7 @@
 
 import logging
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, nullcontext
 from dataclasses import dataclass
 from typing import Any, cast
@@ -73,6 +73,8 @@ class Trainer:
         checkpoints: Where the run is saved.
         evaluator: Runs episodes of a simulator; None where there is none.
         ema: The average of weights that acts in the policy's stead.
+        tasks: Gives batches the tasks that the policy reads.
+        told: What the policy is told in evaluations, in words.
         image_transforms: Augmentation of image batches, on the device.
         grad_clip_norm: Largest norm of the gradient over all parameters; None does not clip.
         gradient_accumulation_steps: Batches an update.
@@ -92,6 +94,8 @@ class Trainer:
     checkpoints: Checkpoints
     evaluator: Evaluator | None = None
     ema: Ema | None = None
+    tasks: Callable[[Batch], Batch] | None = None
+    told: Sequence[str] = ()
     image_transforms: Callable[[Batch], Batch] | None = None
     grad_clip_norm: float | None = 10.0
     gradient_accumulation_steps: int = 1
@@ -141,6 +145,8 @@ class Trainer:
                 batch = next(batches)
             if self.image_transforms:
                 batch = self.image_transforms(batch)
+            if self.tasks:
+                batch = self.tasks(batch)
             with self.autocast():
                 loss, metrics = self.policy.loss(self.normalizer.encode(batch))
             self.scaler.scale(loss / self.gradient_accumulation_steps).backward()
@@ -178,7 +184,7 @@ class Trainer:
         """Run episodes with the weights that act; the randomness of training is not touched."""
         assert self.evaluator
         acting = self.acting()
-        agent = Agent(acting.eval(), self.normalizer, self.device, self.amp_dtype)
+        agent = Agent(acting.eval(), self.normalizer, self.device, self.amp_dtype, self.told)
         folder = self.run.folder / "eval" / f"{self.step:08d}"
         result = self.evaluator(agent, folder, stop=lambda: self.interrupts.pending is not None)
         told = ", ".join(f"{name} {value:.3g}" for name, value in result.scalars.items())

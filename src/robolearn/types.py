@@ -35,12 +35,14 @@ class Spec:
         action: The feature of the key ``action``.
         fps: Frames a second.
         settings: What else changes the observations, such as ``{"render_quality": "fast"}``; empty where not known.
+        tasks: What is done, in words, by task number; empty where not told.
     """
 
     observation: dict[str, Feature]
     action: Feature
     fps: float
     settings: dict[str, Any] = field(default_factory=dict)
+    tasks: tuple[str, ...] = ()
 
     def of_kind(self, kind: Kind) -> dict[str, Feature]:
         """The observation features of one kind, in their order."""

@@ -27,8 +27,9 @@ from robolearn.normalize import Normalizer
 from robolearn.optim import merge_options
 from robolearn.policies.base import Policy
 from robolearn.run import Run, holds_run
+from robolearn.tasks import TaskTable, told
 from robolearn.trainer import Cadence, Trainer
-from robolearn.types import Spec
+from robolearn.types import Spec, Stats
 
 AMP = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 RESUME = ("auto", "never", "must")
@@ -59,6 +60,8 @@ def check(jobs: Sequence[Job]) -> None:
             if not job.elsewhere:
                 pick_device(job.cfg.device)
             policy = check_parts(job.cfg, seen)
+            if not job.elsewhere:
+                _check_tasks(job.cfg, policy, seen)
             run = open_run(job.cfg, job.folder, job.overrides)
             build("logger", job.cfg, job.folder)
             if not run.exists and not job.elsewhere:
@@ -250,6 +253,19 @@ def _check_policy(cfg: DictConfig, dataset: Any) -> Policy:
     return policy
 
 
+def _check_tasks(cfg: DictConfig, policy: Policy, seen: dict[str, Any]) -> None:
+    """See that a policy which reads tasks can read the dataset's and the evaluation's."""
+    if not policy.reads_tasks:
+        return
+    name = json.dumps(["tasks", *(plain(cfg)[key] for key in ("policy", "dataset", "env", "eval"))], default=str)
+    if name not in seen:
+        tasks = build("dataset", cfg).spec.tasks
+        TaskTable(policy, tasks, torch.device("cpu"))
+        if (simulator := build("env", cfg)) is not None:
+            policy.encode_tasks(told(policy, build("eval", cfg, env=simulator), tasks))
+        seen[name] = True
+
+
 def _check_pretrained(policy: Policy) -> None:
     """See that the weights a fresh run starts from are there and fit."""
     with warnings.catch_warnings(), torch.device("meta"):
@@ -280,16 +296,23 @@ def build_policy(cfg: DictConfig, spec: Spec) -> Policy:
     return policy
 
 
-def load_policy(folder: Path, device: torch.device) -> tuple[Policy, Normalizer]:
+def load_policy(folder: Path, device: torch.device, tokenizer: str | None = None) -> tuple[Policy, Normalizer]:
     """The policy and normaliser of a checkpoint, as they act.
+
+    Args:
+        folder: Of the checkpoint.
+        device: Where they go.
+        tokenizer: In place of the one that the policy was trained with, where it has one.
 
     Raises:
         UserError: The weights do not fit the configuration beside them.
     """
     cfg = OmegaConf.create({"policy": OmegaConf.select(OmegaConf.load(folder / "config.yaml"), "policy")})
+    if tokenizer is not None and "tokenizer" in cfg.policy:
+        cfg.policy.tokenizer = tokenizer
     spec = load_spec(folder)
     policy = build_policy(cfg, spec)
-    normalizer = Normalizer(spec, policy.normalization_mapping)
+    normalizer = Normalizer(spec, policy.normalization_mapping, space=policy.space)
     try:
         load_models(folder, {"policy": policy, "normalizer": normalizer})
     except RuntimeError as error:
@@ -314,6 +337,22 @@ def make_sampler(dataset: Any, drop_n_last_frames: int, batch_size: int, seed: i
     return BatchSampler(dataset.valid_indices(drop_n_last_frames), batch_size, seed)
 
 
+def statistics_of(dataset: Any, policy: Policy) -> tuple[Stats, list[Stats] | None]:
+    """The statistics that actions are scaled by, and those of each dataset where each has its own.
+
+    Args:
+        dataset: Loaded.
+        policy: May learn in other units than the dataset's.
+    """
+    each = dataset.each_stats if isinstance(dataset, MultiDataset) else None
+    if policy.space is None:
+        return dataset.stats, each
+    if each is None:
+        return policy.space.statistics(dataset, policy.window, dataset.stats), None
+    each = [policy.space.statistics(one, policy.window, one.stats) for one in dataset.datasets]
+    return each[dataset.acts_with], each
+
+
 def build_trainer(cfg: DictConfig, run: Run) -> Trainer:
     """The trainer of a run, with its dataset loaded; nothing is trained yet.
 
@@ -331,12 +370,13 @@ def build_trainer(cfg: DictConfig, run: Run) -> Trainer:
         check_same_spec(dataset.spec, simulator.spec)
     # The weights are drawn on the CPU, so that a seed means the same on every device.
     policy = build_policy(cfg, dataset.spec).to(device)
-    each = dataset.each_stats if isinstance(dataset, MultiDataset) else None
-    normalizer = Normalizer(dataset.spec, policy.normalization_mapping, dataset.stats, each).to(device)
     optimizer = build("optimizer", cfg, merge_options(policy.param_groups(), plain(cfg)["param_groups"]))
     steps = total_steps(cfg)
     frames = dataset.load(device)
+    stats, each = statistics_of(dataset, policy)
+    normalizer = Normalizer(dataset.spec, policy.normalization_mapping, stats, each, policy.space).to(device)
     sampler = make_sampler(dataset, policy.drop_n_last_frames, cfg.batch_size, cfg.seed)
+    evaluator = build("eval", cfg, env=simulator) if simulator is not None else None
     return Trainer(
         policy=policy,
         normalizer=normalizer,
@@ -351,8 +391,10 @@ def build_trainer(cfg: DictConfig, run: Run) -> Trainer:
         checkpoints=build(
             "checkpoints", cfg, run.folder, OmegaConf.to_yaml(OmegaConf.create(dict(run.config))), dataset.spec
         ),
-        evaluator=build("eval", cfg, env=simulator) if simulator is not None else None,
+        evaluator=evaluator,
         ema=build("ema", cfg, policy) if cfg.use_ema else None,
+        tasks=TaskTable(policy, dataset.spec.tasks, device) if policy.reads_tasks else None,
+        told=told(policy, evaluator, dataset.spec.tasks) if evaluator else (),
         image_transforms=build("image_transforms", cfg),
         grad_clip_norm=cfg.grad_clip_norm,
         gradient_accumulation_steps=cfg.gradient_accumulation_steps,

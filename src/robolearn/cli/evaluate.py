@@ -172,14 +172,18 @@ def run_job(cfg: DictConfig) -> float | None:
 
 def _evaluate(cfg: DictConfig) -> float | None:
     from robolearn.agent import Agent
-    from robolearn.checkpoint import sound
+    from robolearn.checkpoint import load_spec, sound
     from robolearn.cli.build import AMP, build, load_policy, pick_device
+    from robolearn.tasks import told
 
     device = pick_device(cfg.device)
     folder = Path(HydraConfig.get().runtime.output_dir)
-    policy, normalizer = load_policy(sound(locate(cfg.checkpoint, cfg.download)), device)
-    agent = Agent(policy, normalizer, device, AMP[cfg.amp_dtype] if cfg.use_amp else None)
-    result = build("eval", cfg, env=build("env", cfg))(agent, folder)
+    checkpoint = sound(locate(cfg.checkpoint, cfg.download))
+    policy, normalizer = load_policy(checkpoint, device, cfg.tokenizer)
+    evaluator = build("eval", cfg, env=build("env", cfg))
+    words = told(policy, evaluator, load_spec(checkpoint).tasks)
+    agent = Agent(policy, normalizer, device, AMP[cfg.amp_dtype] if cfg.use_amp else None, words)
+    result = evaluator(agent, folder)
     width = max(map(len, result.scalars), default=0)
     for name, value in result.scalars.items():
         print(f"{name:<{width}}  {value:.4g}")

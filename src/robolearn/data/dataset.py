@@ -83,7 +83,7 @@ class LeRobotDataset:
         self.fps = self.meta.fps
         self.num_frames = sum(episode.length for episode in self.episodes)
         self.num_episodes = len(self.episodes)
-        self.tasks = [self.meta.tasks[number] for number in sorted(self.meta.tasks)]
+        self.tasks = list(self.spec.tasks)
         self._video_backend = "av" if video_backend == "pyav" else video_backend
         self._tolerance_s = tolerance_s
         self._cache: Literal["auto", "gpu", "host", "disk"] = cache
@@ -175,7 +175,9 @@ class LeRobotDataset:
             cache.gigabytes(size),
         )
 
-    def batch(self, indices: Tensor, window: Window, *, pin: bool = False) -> Batch:
+    def batch(
+        self, indices: Tensor, window: Window, *, pin: bool = False, keys: Collection[str] | None = None
+    ) -> Batch:
         """The frames at `indices` with their windows.
 
         Waits for no device; offsets beyond an episode's ends give its nearest frame.
@@ -184,6 +186,7 @@ class LeRobotDataset:
             indices: int64 (B,), frames of the chosen episodes counted from 0.
             window: Offsets, in frames, of observations, actions and rewards.
             pin: Gather into page-locked memory, from where a copy to the GPU needs no waiting.
+            keys: Gather these alone; None for everything.
 
         Returns:
             Every feature of `spec` as (B, T, *shape) and, if the window asks for it, ``next.reward`` (B, T),
@@ -202,6 +205,8 @@ class LeRobotDataset:
         rows: dict[tuple[int, ...], tuple[Tensor, Tensor]] = {}
         result: Batch = {}
         for key, offsets in windowed.items():
+            if keys is not None and key not in keys:
+                continue
             if offsets not in rows:
                 wanted = indices[:, None] + self._offset(offsets)
                 low, high = first[:, None], last[:, None]
@@ -210,7 +215,7 @@ class LeRobotDataset:
             result[key] = _take(self._data[key], where, pin)
             result[f"{key}_is_pad"] = pad.pin_memory() if pin else pad
         for key, values in self._data.items():
-            if key not in windowed and not key.startswith("_"):
+            if key not in windowed and not key.startswith("_") and (keys is None or key in keys):
                 result[key] = _take(values, indices, pin)
         return result
 
@@ -251,7 +256,9 @@ def make_spec(meta: Meta) -> Spec:
             kind: Kind = "VISUAL" if column.is_visual else "STATE"
             kind = "ENV" if key == "observation.environment_state" else kind
             observation[key] = Feature(kind, column.shape)
-    return Spec(observation, Feature("ACTION", meta.columns["action"].shape), meta.fps, meta.settings)
+    # Numbers without words are used by no frame, which is checked when frames are read.
+    tasks = tuple(meta.tasks.get(number, "") for number in range(max(meta.tasks, default=-1) + 1))
+    return Spec(observation, Feature("ACTION", meta.columns["action"].shape), meta.fps, meta.settings, tasks)
 
 
 def _tensor(values: np.ndarray, key: str, spec: Spec) -> Tensor:

@@ -1,7 +1,8 @@
 """Several datasets as one: what all of them have, drawn by weights."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -49,6 +50,7 @@ class MultiDataset:
         num_frames: Frames of all; batches count them from 0.
         num_episodes: Episodes of all.
         tasks: What is done in them, in words, by task number.
+        acts_with: The dataset whose statistics actions are taken with, where each has its own.
 
     Raises:
         UserError: A dataset is not found or broken, they do not fit each other, or a weight makes no sense.
@@ -90,6 +92,8 @@ class MultiDataset:
         self.num_frames = sum(dataset.num_frames for dataset in self.datasets)
         self.num_episodes = sum(dataset.num_episodes for dataset in self.datasets)
         self.tasks = list(dict.fromkeys(task for dataset in self.datasets for task in dataset.tasks))
+        self.spec = replace(self.spec, tasks=tuple(self.tasks))
+        self.acts_with = acts_with
         self._starts = np.cumsum([0, *(dataset.num_frames for dataset in self.datasets)])
         self._cache: Literal["auto", "gpu", "host", "disk"] = cache
         self._max_gpu_gb, self._max_host_gb = max_gpu_gb, max_host_gb
@@ -113,7 +117,9 @@ class MultiDataset:
         self._task_numbers = [self._numbers(dataset).to(self.device) for dataset in self.datasets]
         return self
 
-    def batch(self, indices: Tensor, window: Window, *, pin: bool = False) -> Batch:
+    def batch(
+        self, indices: Tensor, window: Window, *, pin: bool = False, keys: Collection[str] | None = None
+    ) -> Batch:
         """The frames at `indices` with their windows, as `LeRobotDataset.batch` gives them.
 
         ``dataset_index`` (B,) is added; ``task_index`` counts in `tasks`, while ``index`` and ``episode_index`` stay
@@ -123,14 +129,16 @@ class MultiDataset:
             indices: int64 (B,), frames of all datasets counted from 0, on the CPU.
             window: Offsets, in frames, of observations, actions and rewards.
             pin: Gather into page-locked memory.
+            keys: Gather these, ``task_index`` and ``dataset_index`` alone; None for everything.
         """
+        keys = None if keys is None else {*keys, "task_index"}
         rows = indices.cpu()
         owner = torch.bucketize(rows, torch.as_tensor(self._starts[1:]), right=True)
         parts: list[Batch] = []
         for number, dataset in enumerate(self.datasets):
             own = rows[owner == number] - int(self._starts[number])
             if len(own):
-                part = dataset.batch(own, window, pin=pin and len(own) == len(rows))
+                part = dataset.batch(own, window, pin=pin and len(own) == len(rows), keys=keys)
                 parts.append(part | {"task_index": self._task_numbers[number][part["task_index"]]})
         order = self._to_home(owner.argsort(stable=True).argsort())
         whole = {"dataset_index": self._to_home(owner)}

@@ -103,6 +103,7 @@ class PushT(Simulator):
             render_mode=render_mode,
             kwargs=sizes,
             environ=_environ(),
+            instruction="Push the T-shaped block onto the T-shaped target.",
         )
 
 

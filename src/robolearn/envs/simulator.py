@@ -58,6 +58,7 @@ class Simulator:
         success_key: The info's key that says success at a step; null for an environment that knows none.
         kwargs: Further arguments of the environment.
         environ: Environment variables that the simulator needs, where they are not already set.
+        instruction: What is to be done, in words, for policies that read it.
 
     Raises:
         UserError: A value can't be right.
@@ -81,6 +82,7 @@ class Simulator:
         success_key: str | None = "is_success",
         kwargs: Mapping[str, Any] | None = None,
         environ: Mapping[str, str] | None = None,
+        instruction: str | None = None,
     ) -> None:
         if fps <= 0:
             raise UserError(f"env.fps={fps} must be above 0.")
@@ -94,6 +96,7 @@ class Simulator:
         self.render_mode = render_mode
         self.success_key = success_key
         self.environ = dict(environ or {})
+        self.instruction = instruction
         self.kwargs = dict(kwargs or {}) | {"render_mode": render_mode, "max_episode_steps": episode_length}
         if obs_type is not None:
             self.kwargs["obs_type"] = obs_type

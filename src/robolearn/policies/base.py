@@ -1,11 +1,11 @@
 """What the trainer and the agent may expect of every policy."""
 
 from abc import abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from torch import Tensor, nn
 
-from robolearn.normalize import Mode
+from robolearn.normalize import Mode, Space
 from robolearn.types import Batch, Kind, Window
 
 
@@ -20,6 +20,8 @@ class Policy(nn.Module):
             their action window would be padding.
         temporal_ensemble_coeff: The agent averages the overlapping chunks of all steps with weights exp(-m i), i
             counting from the oldest; needs n_action_steps == 1. None: each chunk is executed as predicted.
+        space: Units of the robot that the policy learns in; None: the dataset's own.
+        reads_tasks: The policy is told what to do, in words, and needs what `encode_tasks` makes of them.
     """
 
     window: Window
@@ -27,6 +29,8 @@ class Policy(nn.Module):
     normalization_mapping: Mapping[Kind, Mode]
     drop_n_last_frames: int = 0
     temporal_ensemble_coeff: float | None = None
+    space: Space | None = None
+    reads_tasks: bool = False
 
     @abstractmethod
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
@@ -43,6 +47,16 @@ class Policy(nn.Module):
         Args:
             observation: Every key (B, len(window.observation), ...), the newest frame last.
         """
+
+    def encode_tasks(self, tasks: Sequence[str]) -> Batch:
+        """What `loss` and `act` read of tasks told in words, by batch key: tensors (len(tasks), ...) on the CPU.
+
+        Called once for a dataset or an evaluation, never for a batch.
+
+        Raises:
+            UserError: What turns words into tensors is not to be had, or refuses a task.
+        """
+        return {}
 
     def actor(self) -> Callable[[Batch], Tensor]:
         """What one agent acts with between two resets: like `act`, and free to remember what it returned before."""

@@ -1,0 +1,63 @@
+"""PaliGemma (Beyer et al. 2024, arXiv:2407.07726): images and words as tokens of one language model."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from robolearn.policies.pi0.attention import Attention
+from robolearn.policies.pi0.gemma import Gemma, Memory
+
+
+class PaliGemma(nn.Module):
+    """SigLIP (Zhai et al. 2023, arXiv:2303.15343) and Gemma, which together read what is seen and what is to be done.
+
+    Args:
+        vision: Values of transformers' SiglipVisionConfig.
+        language: Values of transformers' GemmaConfig.
+        attention: How Gemma's tokens look at each other.
+        checkpoints: Compute each layer a second time when gradients are taken, instead of keeping what it computed.
+    """
+
+    def __init__(
+        self, vision: Mapping[str, Any], language: Mapping[str, Any], attention: Attention, checkpoints: bool
+    ) -> None:
+        super().__init__()
+        from transformers import SiglipVisionConfig, SiglipVisionModel  # takes seconds to import
+
+        model = SiglipVisionModel(SiglipVisionConfig(**vision, vision_use_head=False))
+        if checkpoints:
+            # Before transformers 5 the method had its other name.
+            new, old = "activation_checkpointing_enable", "gradient_checkpointing_enable"
+            getattr(model, new if hasattr(model, new) else old)({"use_reentrant": False})
+        # transformers 4 has the network one level deeper; parameter names must not depend on that.
+        self.vision: nn.Module = getattr(model, "vision_model", model)
+        self.projector = nn.Linear(vision["hidden_size"], language["hidden_size"])
+        self.words = nn.Embedding(language["vocab_size"], language["hidden_size"])
+        nn.init.normal_(self.words.weight, std=0.02)
+        self.language = Gemma(language, attention, checkpoints)
+
+    def forward(self, images: Sequence[Tensor], words: Tensor, words_valid: Tensor) -> Memory:
+        """What is remembered of images (B, 3, S, S) in [-1, 1] and words (B, L) where these are valid (B, L)."""
+        tokens, valid = [self.words(words) * math.sqrt(self.words.embedding_dim)], [words_valid]
+        if images:
+            seen = self.look(images)
+            tokens.insert(0, seen)
+            valid.insert(0, torch.ones(seen.shape[:2], dtype=torch.bool, device=seen.device))
+        return self.language.remember(torch.cat(tokens, dim=1), torch.cat(valid, dim=1))
+
+    def look(self, images: Sequence[Tensor]) -> Tensor:
+        """The tokens of all cameras, one camera after the other (B, cameras * patches, W); one pass for all."""
+        features = self.projector(self.vision(torch.cat(list(images))).last_hidden_state)
+        return torch.cat(features.chunk(len(images)), dim=1)
+
+
+def fit(images: Tensor, width: int, height: int) -> Tensor:
+    """Images (B, C, H, W) scaled into (B, C, height, width) with their proportions kept; zeros left and above."""
+    ratio = max(images.shape[-1] / width, images.shape[-2] / height)
+    size = int(images.shape[-2] / ratio), int(images.shape[-1] / ratio)
+    scaled = F.interpolate(images, size=size, mode="bilinear", align_corners=False)
+    return F.pad(scaled, (width - size[1], 0, height - size[0], 0))
