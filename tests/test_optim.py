@@ -70,6 +70,12 @@ def test_without_hold_at_end_the_cosine_rises_again() -> None:
     assert found[STEPS + 10] > 0.5
 
 
+def test_the_cosine_of_the_reference_as_it_was_measured() -> None:
+    found = rates(diffuser(sgd(1.0), 20, num_warmup_steps=5, hold_at_end=False), 25)
+    measured = {0: 0.0, 1: 0.2, 5: 1.0, 10: 0.75, 20: 0.0, 25: 0.25}
+    assert {step: round(found[step], 4) for step in measured} == measured
+
+
 def test_every_group_keeps_its_own_rate() -> None:
     optimizer = sgd(1.0, 0.1)
     diffuser(optimizer, STEPS, num_warmup_steps=4)
