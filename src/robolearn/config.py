@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from hydra.core.config_store import ConfigStore
-from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf import MISSING, DictConfig, ListConfig, OmegaConf
 
 from robolearn.errors import UserError
 from robolearn.overrides import run_name
@@ -144,7 +144,24 @@ def register() -> None:
     store.store(name="evaluate_schema", node=EvaluateConfig, provider="robolearn")
     store.store(name="collect_schema", node=CollectConfig, provider="robolearn")
     OmegaConf.register_new_resolver("robolearn.job_name", _job_name, replace=True)
-    OmegaConf.register_new_resolver("robolearn.run_name", run_name, replace=True)
+    OmegaConf.register_new_resolver("robolearn.run_name", _run_name, replace=True)
+
+
+def make_room() -> None:
+    """Take nodes of Hydra's plugins out of its store where a documented file of the same name is in ``conf/``.
+
+    Hydra refuses to have both. To be called once the plugins are loaded.
+    """
+    for file in sorted((conf_dir() / "hydra" / "sweeper").rglob("*.yaml")):
+        node: Any = ConfigStore.instance().repo
+        for part in file.parent.relative_to(conf_dir()).parts:
+            node = node.get(part, {})
+        node.pop(file.name, None)
+
+
+def _run_name(overrides: ListConfig, hidden: ListConfig, sweep: str) -> str:
+    # As they were given: what an interpolation stands for may change from one start to the next.
+    return run_name(OmegaConf.to_container(overrides, resolve=False), hidden, sweep)  # type: ignore[arg-type]
 
 
 def _job_name(env: str | None, policy: str | None) -> str:

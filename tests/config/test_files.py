@@ -18,6 +18,8 @@ def argv_of(file: Path) -> list[str]:
     group, name = file.parent.as_posix(), file.name
     if group == "experiment":
         return [f"+experiment={name}"]
+    if group == "hydra/sweeper/sampler":
+        return ["-m", "hydra/sweeper=optuna", f"{group}={name}", "seed=1,2"]
     if group.startswith("hydra/"):
         return ["-m", f"{group}={name}", "seed=1,2"]
     return [f"{group}={name}"] if group != "." else []

@@ -25,7 +25,7 @@ from hydra.version import setbase
 from omegaconf import DictConfig, OmegaConf, flag_override
 
 from robolearn.cli.explain import Sources, check_overrides, explain
-from robolearn.config import conf_dir, hint
+from robolearn.config import conf_dir, hint, make_room
 from robolearn.errors import UserError
 
 BASIC_SWEEPER = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
@@ -41,6 +41,7 @@ class Job:
     sources: Sources
     elsewhere: bool = False  # a launcher may start it on another machine, so this one's devices tell nothing
     launcher: dict[str, Any] = field(default_factory=dict)  # the keys of its file
+    sweeper: str = BASIC_SWEEPER  # what chooses the jobs of a sweep
 
 
 @dataclass(frozen=True)
@@ -130,7 +131,9 @@ def _hydra(line: CommandLine, task: str) -> Iterator[Hydra]:
     before = HydraConfig.instance().cfg
     GlobalHydra.instance().clear()
     try:
-        yield Hydra.create_main_hydra2(task, search)
+        hydra = Hydra.create_main_hydra2(task, search)
+        make_room()
+        yield hydra
     finally:
         GlobalHydra.instance().clear()
         HydraConfig.instance().cfg = before
@@ -255,7 +258,8 @@ def _job(cfg: DictConfig, sources: Sources, overrides: list[str], number: int | 
             raise UserError(f"{missing[0]} has no value yet; give it with {missing[0]}=VALUE.")
         OmegaConf.resolve(task)
         launcher: Any = OmegaConf.to_container(cfg.hydra.launcher, resolve=True)
-    return Job(task, folder, overrides, sources, cfg.hydra.runtime.choices["hydra/launcher"] != "basic", launcher)
+    elsewhere = cfg.hydra.runtime.choices["hydra/launcher"] != "basic"
+    return Job(task, folder, overrides, sources, elsewhere, launcher, str(cfg.hydra.sweeper._target_))
 
 
 def exit_with(error: UserError) -> NoReturn:

@@ -4,6 +4,7 @@ import argparse
 import csv
 import io
 import json
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -124,7 +125,7 @@ def _short(keys: Sequence[str]) -> Any:
 
 def _row(run: SweepRun, keys: Sequence[str]) -> list[str]:
     step = NOTHING if run.step is None else f"{run.step}/{run.steps}" if run.steps else str(run.step)
-    values = [run.overrides.get(key, NOTHING) for key in keys]
+    values = [_brief(run.overrides.get(key, NOTHING)) for key in keys]
     return [*values, run.state, step, duration(run.eta_s), _number(run.last), _number(run.best)]
 
 
@@ -132,7 +133,7 @@ def _group_row(group: Group) -> list[str]:
     span = NOTHING if group.low is None else f"{_number(group.low)} to {_number(group.high)}"
     ends = (min(group.values), max(group.values)) if group.values else (None, None)
     figures = [str(len(group.values)), _number(group.mean), span, *map(_number, ends)]
-    return [*group.overrides.values(), *figures]
+    return [*map(_brief, group.overrides.values()), *figures]
 
 
 def duration(seconds: float | None) -> str:
@@ -145,6 +146,11 @@ def duration(seconds: float | None) -> str:
     parts = [(days, "d"), (hours, "h"), (minutes, "min"), (rest, "s")]
     first = next((i for i, (number, _) in enumerate(parts) if number), 3)
     return " ".join(f"{number} {unit}" for number, unit in parts[first : first + 2])
+
+
+def _brief(value: str) -> str:
+    """Without the digits that a sampler's draws have."""
+    return f"{float(value):.4g}" if re.fullmatch(r"-?\d*\.\d+(e-?\d+)?", value) else value
 
 
 def _number(value: float | None) -> str:

@@ -2,16 +2,17 @@
 
 import logging
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
-from robolearn.cli.compose import compose, exit_with, naming_runs, parse
+from robolearn.cli.compose import Job, compose, exit_with, naming_runs, parse
 from robolearn.config import conf_dir
 from robolearn.errors import UserError
 
@@ -35,23 +36,31 @@ def main(argv: Sequence[str] | None = None) -> None:
             from robolearn.cli.build import check  # imports torch, which questions need not wait for
 
             check(jobs)
-            check_cluster(jobs[0].launcher)
+            check_sweep(jobs[0])
     except UserError as error:
         exit_with(error)
     sys.argv[1:] = line.argv
     hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="train")(run_job)()
 
 
-def check_cluster(launcher: Mapping[str, Any]) -> None:
-    """See that the cluster would take a sweep's jobs, where they go to one.
+def check_sweep(job: Job) -> None:
+    """See that the cluster would take a sweep's jobs, where they go to one, and that a sampler has what it needs.
 
     Raises:
-        UserError: It would not.
+        UserError: It would not, or has not.
     """
-    if "Slurm" in str(launcher.get("_target_")):
+    if "Optuna" in job.sweeper:
+        if not find_spec("hydra_plugins.hydra_optuna_sweeper"):
+            raise UserError('hydra/sweeper=optuna: Optuna is not installed; pip install "robolearn[optuna]".')
+        if job.cfg.env is None or job.cfg.eval_freq <= 0:
+            raise UserError(
+                f"hydra/sweeper=optuna compares runs by {job.cfg.checkpoints.metric}, and nothing is evaluated here; "
+                "choose a simulator with env=NAME, and an eval_freq of 1 or more."
+            )
+    if "Slurm" in str(job.launcher.get("_target_")):
         from robolearn.cluster import check_request
 
-        check_request(launcher)
+        check_request(job.launcher)
 
 
 def run_job(cfg: DictConfig) -> float | None:
@@ -73,7 +82,7 @@ def _train(cfg: DictConfig) -> float | None:
 
     context = HydraConfig.get()
     folder = Path(context.runtime.output_dir)
-    overrides = list(context.overrides.task)
+    overrides: Any = OmegaConf.to_container(context.overrides.task, resolve=False)
     run = open_run(cfg, folder, overrides)
     run.steps = total_steps(cfg)
     if not run.exists:
