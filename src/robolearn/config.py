@@ -63,6 +63,8 @@ class TrainConfig:
     gradient_accumulation_steps: int = 1
     use_amp: bool = False
     amp_dtype: str = "bfloat16"
+    compile: bool | None = None
+    cuda_graph: bool | None = None
     use_ema: bool = False
     ema: Any = None
     param_groups: dict[str, Any] = field(default_factory=dict)

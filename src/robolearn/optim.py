@@ -5,7 +5,8 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -31,6 +32,33 @@ def merge_options(
                 f"param_groups.{name}: the policy has no parameter group '{name}' (did you mean '{nearest}'?)."
             )
     return [{"name": name, "params": params, **options.get(name, {})} for name, params in groups.items() if params]
+
+
+def is_capturable(optimizer: Optimizer) -> bool:
+    """Whether a CUDA graph can hold this optimizer's step."""
+    return all("capturable" in group or group.get("fused") for group in optimizer.param_groups)
+
+
+def make_capturable(optimizer: Optimizer, device: torch.device) -> None:
+    """Keep on the device what an optimizer's step reads, so that a captured step follows the learning rate."""
+    for group in optimizer.param_groups:
+        if "capturable" in group:
+            group["capturable"] = True
+        if not isinstance(group["lr"], Tensor) or group["lr"].device != device:
+            group["lr"] = torch.tensor(float(group["lr"]), device=device)
+    for state in optimizer.state.values():
+        if "step" in state:
+            state["step"] = state["step"].to(device)
+
+
+def portable_state(optimizer: Optimizer) -> dict[str, Any]:
+    """The state to save, the same whether steps were captured or not."""
+    state = optimizer.state_dict()
+    groups = []
+    for group in state["param_groups"]:
+        plain = {key: float(value) if isinstance(value, Tensor) else value for key, value in group.items()}
+        groups.append(plain | ({"capturable": False} if "capturable" in plain else {}))
+    return {**state, "param_groups": groups}
 
 
 def constant(optimizer: Optimizer, num_training_steps: int) -> LambdaLR:

@@ -19,9 +19,11 @@ from robolearn.data.loader import Loader
 from robolearn.ema import Ema
 from robolearn.errors import UserError
 from robolearn.evaluate import Evaluator, Stopped
+from robolearn.graph import CapturedStep, Scalars
 from robolearn.logger import Logger
 from robolearn.meter import Meter
 from robolearn.normalize import Normalizer
+from robolearn.optim import make_capturable, portable_state
 from robolearn.policies.base import Policy
 from robolearn.run import Run, flatten
 from robolearn.signals import Interrupts
@@ -79,6 +81,8 @@ class Trainer:
         grad_clip_norm: Largest norm of the gradient over all parameters; None does not clip.
         gradient_accumulation_steps: Batches an update.
         amp_dtype: Precision of autocast; None computes in float32.
+        compile: Compile the loss.
+        cuda_graph: Capture the update in a CUDA graph; None: try to.
     """
 
     policy: Policy
@@ -100,6 +104,8 @@ class Trainer:
     grad_clip_norm: float | None = 10.0
     gradient_accumulation_steps: int = 1
     amp_dtype: torch.dtype | None = None
+    compile: bool = False
+    cuda_graph: bool | None = False
 
     def __post_init__(self) -> None:
         self.step = 0
@@ -110,12 +116,22 @@ class Trainer:
         # bfloat16 has float32's range, so only float16 needs its gradients scaled.
         scales = self.amp_dtype == torch.float16 and self.device.type == "cuda"
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=scales)
+        policy, normalizer = self.policy, self.normalizer
+
+        def batch_loss(batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+            return policy.loss(normalizer.encode(batch))
+
+        self.batch_loss = torch.compile(batch_loss, dynamic=False) if self.compile else batch_loss
+        captures = self.cuda_graph is not False
+        self.captured = CapturedStep(self.descend, required=self.cuda_graph is True) if captures else None
 
     def train(self) -> float | None:
         """Run to the last step; returns the last value of the checkpoints' metric, which sweeps read."""
         with self.run.running(), Interrupts() as self.interrupts, ExitStack() as stack:
             stack.callback(self.logger.close)
             self.restore()
+            if self.captured:
+                make_capturable(self.optimizer, self.device)
             batches = stack.enter_context(
                 closing(self.loader.starting_at(self.step * self.gradient_accumulation_steps))
             )
@@ -140,26 +156,39 @@ class Trainer:
         """One optimizer step; nothing in it waits for the device."""
         self.policy.train()
         self.policy.before_step(self.step)
-        for _ in range(self.gradient_accumulation_steps):
-            with self.meter.waiting():
-                batch = next(batches)
-            if self.image_transforms:
-                batch = self.image_transforms(batch)
-            if self.tasks:
-                batch = self.tasks(batch)
-            with self.autocast():
-                loss, metrics = self.policy.loss(self.normalizer.encode(batch))
-            self.scaler.scale(loss / self.gradient_accumulation_steps).backward()
-            self.meter.add(len(batch["index"]), {"loss": loss.detach(), **metrics})
-        self.scaler.unscale_(self.optimizer)
-        self.meter.add(0, {"grad_norm": self.clip_gradients()})
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        self.optimizer.zero_grad(set_to_none=True)
+        with self.meter.waiting():
+            taken = [next(batches) for _ in range(self.gradient_accumulation_steps)]
+        if self.image_transforms:
+            taken = [self.image_transforms(batch) for batch in taken]
+        if self.tasks:
+            taken = [self.tasks(batch) for batch in taken]
+        if self.captured:
+            # A policy may train other parameters than before.
+            *losses, norm = self.captured(taken, key=tuple(p.requires_grad for p in self.policy.parameters()))
+        else:
+            *losses, norm = self.descend(taken)
+        for batch, scalars in zip(taken, losses, strict=True):
+            self.meter.add(len(batch["index"]), scalars)
+        self.meter.add(0, norm)
         self.schedule.step()
-        self.policy.after_step()
         if self.ema:
             self.ema.update()
+
+    def descend(self, batches: Sequence[Batch]) -> Scalars:
+        """The part of an update that is the device's alone: the scalars of each batch, then the gradient's norm."""
+        self.optimizer.zero_grad(set_to_none=True)
+        scalars = []
+        for batch in batches:
+            with self.autocast():
+                loss, metrics = self.batch_loss(batch)
+            self.scaler.scale(loss / len(batches)).backward()
+            scalars.append({"loss": loss.detach(), **metrics})
+        self.scaler.unscale_(self.optimizer)
+        scalars.append({"grad_norm": self.clip_gradients()})
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.policy.after_step()
+        return scalars
 
     def clip_gradients(self) -> Tensor:
         """The gradient's norm over all parameters, before it is clipped."""
@@ -210,7 +239,7 @@ class Trainer:
         self.meter.check_finite(self.step)
         state = {
             "step": self.step,
-            "optimizer": self.optimizer.state_dict(),
+            "optimizer": portable_state(self.optimizer),
             "schedule": self.schedule.state_dict(),
             "scaler": self.scaler.state_dict(),
             "ema": self.ema.state_dict() if self.ema else None,

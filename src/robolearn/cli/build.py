@@ -1,7 +1,10 @@
 """From a composed configuration to objects: check every part before anything is written, then build the trainer."""
 
 import json
+import logging
+import os
 import random
+import shutil
 import warnings
 from collections.abc import Callable, Collection, Sequence
 from functools import partial
@@ -13,10 +16,12 @@ import torch
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
+from torch.optim import Optimizer
 
 from robolearn.checkpoint import load_models, load_spec
 from robolearn.cli.compose import Job
 from robolearn.config import check_targets, hint
+from robolearn.data.cache import default_folder
 from robolearn.data.loader import Loader
 from robolearn.data.multi import MultiDataset
 from robolearn.data.sampling import BatchSampler, WeightedSampler
@@ -24,12 +29,14 @@ from robolearn.data.transforms import ImageTransforms
 from robolearn.envs import check_same_spec
 from robolearn.errors import UserError
 from robolearn.normalize import Normalizer
-from robolearn.optim import merge_options
+from robolearn.optim import is_capturable, merge_options
 from robolearn.policies.base import Policy
 from robolearn.run import Run, holds_run
 from robolearn.tasks import TaskTable, told
 from robolearn.trainer import Cadence, Trainer
 from robolearn.types import Spec, Stats
+
+log = logging.getLogger(__name__)
 
 AMP = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 RESUME = ("auto", "never", "must")
@@ -136,6 +143,49 @@ def pick_device(name: str | None) -> torch.device:
     if kind == "cuda" and index and int(index) >= torch.cuda.device_count():
         raise UserError(f"device={name}: only {torch.cuda.device_count()} GPUs are visible, counted from cuda:0.")
     return torch.device(name)
+
+
+def pick_compile(wanted: bool | None, device: torch.device) -> bool:
+    """Whether losses are compiled.
+
+    Raises:
+        UserError: They shall be, and there is no C compiler, which compiled kernels need.
+    """
+    if wanted is None and device.type != "cuda":
+        return False
+    if wanted is False:
+        return False
+    if any(shutil.which(name) for name in (os.environ.get("CC", "cc"), "gcc", "clang")):
+        # The default folder lies in /tmp, which does not outlive a job or a reboot.
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(default_folder() / "compiled"))
+        return True
+    reason = "no C compiler is here; install gcc, or set compile=false"
+    if wanted:
+        raise UserError(f"compile=true: {reason}.")
+    log.warning("The loss is not compiled and slower: %s.", reason)
+    return False
+
+
+def pick_cuda_graph(cfg: DictConfig, device: torch.device, policy: Policy, optimizer: Optimizer) -> bool | None:
+    """Whether updates are captured: True where the user says so, None where they are if it works.
+
+    Raises:
+        UserError: They shall be, and cannot.
+    """
+    if cfg.cuda_graph is False:
+        return False
+    reasons = {
+        f"device={device} is no CUDA GPU": device.type != "cuda",
+        "amp_dtype=float16 looks at every gradient; use bfloat16": cfg.use_amp and cfg.amp_dtype == "float16",
+        f"{type(optimizer).__name__} keeps its step on the host; use adamw": not is_capturable(optimizer),
+        f"{type(policy).__name__} says that it cannot be captured": not policy.capturable,
+    }
+    reason = next((text for text, holds in reasons.items() if holds), None)
+    if reason and cfg.cuda_graph:
+        raise UserError(f"cuda_graph=true: {reason}, or set cuda_graph=false.")
+    if reason and device.type == "cuda":
+        log.warning("Updates run without a CUDA graph, and slower: %s.", reason)
+    return False if reason else cfg.cuda_graph
 
 
 def open_run(cfg: DictConfig, folder: Path, overrides: Sequence[str]) -> Run:
@@ -399,4 +449,6 @@ def build_trainer(cfg: DictConfig, run: Run) -> Trainer:
         grad_clip_norm=cfg.grad_clip_norm,
         gradient_accumulation_steps=cfg.gradient_accumulation_steps,
         amp_dtype=AMP[cfg.amp_dtype] if cfg.use_amp else None,
+        compile=pick_compile(cfg.compile, device),
+        cuda_graph=pick_cuda_graph(cfg, device, policy, optimizer),
     )

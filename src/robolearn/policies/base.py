@@ -22,6 +22,8 @@ class Policy(nn.Module):
             counting from the oldest; needs n_action_steps == 1. None: each chunk is executed as predicted.
         space: Units of the robot that the policy learns in; None: the dataset's own.
         reads_tasks: The policy is told what to do, in words, and needs what `encode_tasks` makes of them.
+        capturable: A CUDA graph may hold an update: `loss` and `after_step` neither wait for the device, nor look at
+            a tensor's value, nor keep numbers of their own on the host.
     """
 
     window: Window
@@ -31,6 +33,7 @@ class Policy(nn.Module):
     temporal_ensemble_coeff: float | None = None
     space: Space | None = None
     reads_tasks: bool = False
+    capturable: bool = True
 
     @abstractmethod
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:

@@ -63,6 +63,8 @@ class DiffusionPolicy(Policy):
         UserError: Options contradict each other or the spec; the message names them.
     """
 
+    signal_share: Tensor
+
     def __init__(
         self,
         spec: Spec,
@@ -161,6 +163,8 @@ class DiffusionPolicy(Policy):
             clip_sample_range=clip_sample_range,
             prediction_type=prediction_type,
         )
+        # Kept with the policy, because the scheduler's own stays on the CPU.
+        self.register_buffer("signal_share", self.noise_scheduler.alphas_cumprod.clone(), persistent=False)
         self.predicts_noise = prediction_type == "epsilon"
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
@@ -168,10 +172,9 @@ class DiffusionPolicy(Policy):
         cond = self.encode(batch)
         actions = batch["action"]
         noise = torch.randn(actions.shape, device=actions.device)
-        steps = torch.randint(
-            0, self.noise_scheduler.config["num_train_timesteps"], (len(actions),), device=actions.device
-        )
-        noisy = self.noise_scheduler.add_noise(actions, noise, cast(torch.IntTensor, steps))
+        steps = torch.randint(0, len(self.signal_share), (len(actions),), device=actions.device)
+        share = self.signal_share[steps, None, None]
+        noisy = share.sqrt() * actions + (1 - share).sqrt() * noise
         predicted = self.unet(noisy, steps, cond)
         errors = F.mse_loss(predicted, noise if self.predicts_noise else actions, reduction="none")
         if not self.masks_padding:

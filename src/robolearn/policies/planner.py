@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from robolearn.policies.residual_vq import draw
 from robolearn.policies.world_model import WorldModel
 
 
@@ -71,7 +72,7 @@ class Planner:
             fitted = (shares * elites).sum(1)
             std = (shares * (elites - fitted.unsqueeze(1)) ** 2).sum(1).sqrt().clamp(self.min_std, self.max_std)
             mean = self.gaussian_mean_momentum * mean + (1 - self.gaussian_mean_momentum) * fitted
-        chosen = torch.multinomial(weights.T, 1).squeeze(1)
+        chosen = draw(weights.T)
         return elites.take_along_dim(chosen[None, None, :, None], dim=1).squeeze(1), mean
 
     def learnt_plans(self, model: WorldModel, latent: Tensor) -> Tensor:

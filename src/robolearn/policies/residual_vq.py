@@ -144,6 +144,11 @@ def one_hot(indices: Tensor, size: int) -> Tensor:
     return (indices.unsqueeze(-1) == torch.arange(size, device=indices.device)).float()
 
 
+def draw(odds: Tensor) -> Tensor:
+    """One index (*) of each distribution (*, C), the same as torch.multinomial draws, which waits for the device."""
+    return (odds / torch.empty_like(odds).exponential_()).argmax(-1)
+
+
 def _mlp(in_features: int, hidden: int, out_features: int) -> nn.Sequential:
     return nn.Sequential(
         nn.Linear(in_features, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, out_features)

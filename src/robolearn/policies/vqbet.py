@@ -10,7 +10,7 @@ from robolearn.errors import UserError
 from robolearn.normalize import Mode
 from robolearn.policies.base import Policy
 from robolearn.policies.gpt import Gpt
-from robolearn.policies.residual_vq import ActionTokenizer, one_hot
+from robolearn.policies.residual_vq import ActionTokenizer, draw, one_hot
 from robolearn.policies.vision import ImageEncoder, crop_images, load_resnet_weights
 from robolearn.types import Batch, Kind, Spec, Window
 
@@ -339,8 +339,7 @@ class VqbetPolicy(Policy):
 
     def draw(self, logits: Tensor) -> Tensor:
         """One code (*) of each distribution, given logits (*, C)."""
-        odds = (logits.float() / self.temperature).softmax(-1)
-        return torch.multinomial(odds.flatten(0, -2), 1).view(odds.shape[:-1])
+        return draw((logits.float() / self.temperature).softmax(-1))
 
     def load_pretrained(self) -> None:
         """Load the backbone's weights where a file or name of them was given."""
