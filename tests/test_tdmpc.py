@@ -12,6 +12,7 @@ from toys_policy import ACTION_DIM, batch, spec
 from robolearn.agent import Agent
 from robolearn.errors import UserError
 from robolearn.normalize import Normalizer
+from robolearn.policies import planner
 from robolearn.policies.planner import least_of_two
 from robolearn.policies.tdmpc import TdmpcPolicy, shift_images
 from robolearn.types import Batch, Feature, Spec, Window
@@ -265,10 +266,10 @@ def test_no_shift_leaves_images_as_they_are() -> None:
 def drawing(monkeypatch: pytest.MonkeyPatch, of: Callable[[str, torch.Tensor], torch.Tensor]) -> Iterator[None]:
     """While open, every draw of torch passes through a function of its name and value."""
     with monkeypatch.context() as patch:
-        for name in ("randn", "randn_like", "rand", "multinomial"):
-            original = getattr(torch, name)
+        for module, name in ((torch, "randn"), (torch, "randn_like"), (torch, "rand"), (planner, "draw")):
+            original = getattr(module, name)
             wrapped = lambda *a, _name=name, _original=original, **k: of(_name, _original(*a, **k))  # noqa: E731
-            patch.setattr(torch, name, wrapped)
+            patch.setattr(module, name, wrapped)
         yield
 
 
@@ -288,7 +289,7 @@ def test_many_plans_at_once_are_those_of_each_alone(monkeypatch: pytest.MonkeyPa
             assert found == name
             if name == "rand":  # which heads are asked is the same for all
                 return all_values
-            return all_values[i : i + 1] if name == "multinomial" else all_values[..., i : i + 1, :]
+            return all_values[i : i + 1] if name == "draw" else all_values[..., i : i + 1, :]
 
         return draw
 

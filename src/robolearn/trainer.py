@@ -130,8 +130,7 @@ class Trainer:
         with self.run.running(), Interrupts() as self.interrupts, ExitStack() as stack:
             stack.callback(self.logger.close)
             self.restore()
-            if self.captured:
-                make_capturable(self.optimizer, self.device)
+            self.prepare()
             batches = stack.enter_context(
                 closing(self.loader.starting_at(self.step * self.gradient_accumulation_steps))
             )
@@ -151,6 +150,11 @@ class Trainer:
                 if self.interrupts.pending:
                     self.leave()
             return self.finish()
+
+    def prepare(self) -> None:
+        """What comes between the last state that was loaded and the first update."""
+        if self.captured:
+            make_capturable(self.optimizer, self.device)
 
     def update(self, batches: Iterator[Batch]) -> None:
         """One optimizer step; nothing in it waits for the device."""
