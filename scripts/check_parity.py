@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from robolearn import lerobot, optim
 from robolearn.agent import Agent
 from robolearn.normalize import Normalizer
+from robolearn.policies import planner, vqbet
 from robolearn.policies.base import Policy
 from robolearn.policies.gpt import Attention
 from robolearn.policies.pi0 import Pi0Policy
@@ -145,11 +146,14 @@ class Fixture:
             return draw
 
         with contextlib.ExitStack() as stack:
-            for name in ("randn", "randn_like", "randint", "multinomial", "normal", "rand", "randperm"):
+            for name in ("randn", "randn_like", "randint", "normal", "rand", "randperm"):
                 draw = replayed(f"torch.{name}", getattr(torch, name))
                 stack.enter_context(_patched(torch, name, draw))
             uniform = lambda tensor, *a, **k: tensor.copy_(pop("Tensor.uniform_"))  # noqa: E731
             stack.enter_context(_patched(torch.Tensor, "uniform_", uniform))
+            index = lambda odds: pop("torch.multinomial").view(odds.shape[:-1])  # noqa: E731
+            for module in (planner, vqbet):
+                stack.enter_context(_patched(module, "draw", index))
             yield
         if queue:
             raise AssertionError(f"{phase}: {len(queue)} recorded draws were not asked for")

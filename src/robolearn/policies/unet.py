@@ -56,7 +56,7 @@ class Doubling(nn.ConvTranspose1d):
         # Every output gets two of the four: the ones of its own input, and of the neighbour it lies next to.
         even = second + F.pad(fourth[:, :-1], (0, 0, 1, 0))
         odd = third + F.pad(first[:, 1:], (0, 0, 0, 1))
-        return torch.stack([even, odd], dim=2).flatten(1, 2) + self.bias
+        return torch.stack([even, odd], dim=2).flatten(1, 2) + cast(Tensor, self.bias)
 
 
 class GroupNorm(nn.GroupNorm):
