@@ -1,14 +1,18 @@
 import subprocess
 import sys
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import shapely
 
-from robolearn.demonstrators import PushTDemonstrator
+from robolearn.demonstrators import AlohaInsertionDemonstrator, AlohaTransferCubeDemonstrator, PushTDemonstrator
 from robolearn.demonstrators.detour import shortest_way
 from robolearn.demonstrators.pushing import Sandbox, State
 from robolearn.demonstrators.pusht import ride
+from robolearn.demonstrators.scene import Scene
+from robolearn.demonstrators.viperx import LOWER, UPPER, joints_for, rotation
+from robolearn.demonstrators.waypoints import UnreachableError, Waypoint, motion
 from robolearn.envs import PushT
 from robolearn.errors import UserError
 
@@ -22,6 +26,18 @@ def pusht():
     env.close()
 
 
+@pytest.fixture(scope="module", params=[AlohaTransferCubeDemonstrator, AlohaInsertionDemonstrator])
+def aloha(request):
+    """Aloha without its images, which need a graphics library, and its demonstrator."""
+    pytest.importorskip("gym_aloha", exc_type=ImportError)
+    id = {"transfer_cube": "AlohaTransferCube", "insertion": "AlohaInsertion"}[request.param.task]
+    env = gym.make(f"gym_aloha/{id}-v0", obs_type="pixels_agent_pos", disable_env_checker=True)
+    task = env.unwrapped._env.task  # type: ignore[attr-defined]
+    blank = {"top": np.zeros((480, 640, 3), np.uint8)}
+    task.get_observation = lambda physics: {"qpos": task.get_qpos(physics), "images": blank}
+    return env, request.param(env)
+
+
 def demonstrate(env, demonstrator, seed, noise=0.0):
     """An episode's actions (T, A), and whether it succeeded."""
     rng = np.random.default_rng(seed)
@@ -33,7 +49,7 @@ def demonstrate(env, demonstrator, seed, noise=0.0):
         actions.append(action)
         _, _, terminated, truncated, info = env.step(action + rng.normal(0, noise, action.shape))
         if terminated or truncated:
-            return np.array(actions), info["success"]
+            return np.array(actions), info.get("success", info.get("is_success"))
 
 
 @pytest.mark.pusht
@@ -82,6 +98,89 @@ def test_sandbox_moves_as_the_environment_does(pusht):
 def test_pusht_refuses_what_it_cannot_do(pusht):
     with pytest.raises(UserError, match=r"demonstrator\.speed=0 must be above 0"):
         PushTDemonstrator(pusht, speed=0)
+
+
+def test_aloha_succeeds_smoothly(aloha):
+    for seed in range(2000, 2002):
+        actions, success = demonstrate(*aloha, seed)
+        assert success
+        assert actions.dtype == np.float32
+        assert actions.shape[1] == 14
+        assert len(actions) < 300
+        assert np.abs(np.diff(actions, axis=0)).max() <= 0.0801
+
+
+@pytest.mark.slow
+def test_aloha_succeeds_smoothly_over_many_seeds(aloha):
+    failed, jump = [], 0.0
+    for seed in range(2000, 2020):
+        actions, success = demonstrate(*aloha, seed)
+        failed += [] if success else [seed]
+        jump = max(jump, float(np.abs(np.diff(actions, axis=0)).max()))
+    assert len(failed) <= 1, failed
+    assert jump < 0.15
+
+
+def test_aloha_repeats_an_episode_whatever_came_before(aloha):
+    env, demonstrator = aloha
+    first, _ = demonstrate(env, demonstrator, 2001)
+    demonstrate(env, demonstrator, 2002)
+    again, _ = demonstrate(env, type(demonstrator)(env), 2001)
+    assert first.tobytes() == again.tobytes()
+
+
+def test_aloha_leaves_the_environment_alone_at_reset(aloha):
+    env, demonstrator = aloha
+    env.reset(seed=2000)
+    scene = Scene(env.unwrapped)
+    before = scene.joints()
+    demonstrator.reset(np.random.default_rng(0))
+    assert np.array_equal(scene.joints(), before)
+
+
+def test_aloha_takes_part_in_no_other_task(aloha):
+    env, demonstrator = aloha
+    others = {AlohaInsertionDemonstrator, AlohaTransferCubeDemonstrator} - {type(demonstrator)}
+    with pytest.raises(UserError, match="demonstrates env=aloha_"):
+        others.pop()(env)
+    with pytest.raises(UserError, match=r"demonstrator\.rehearsals=0 must be at least 1"):
+        type(demonstrator)(env, rehearsals=0)
+
+
+def test_joints_put_the_fingertips_where_they_are_to_be():
+    mujoco = pytest.importorskip("mujoco", exc_type=ImportError)
+    assets = pytest.importorskip("gym_aloha.constants", exc_type=ImportError).ASSETS_DIR
+    model = mujoco.MjModel.from_xml_path(str(assets / "bimanual_viperx_transfer_cube.xml"))
+    data = mujoco.MjData(model)
+    rng, count = np.random.default_rng(0), 0
+    for _ in range(300):
+        yaw, pitch, roll = rng.uniform([-1, 0, -1.6], [1, 1.7, 1.6])
+        orientation = rotation("z", yaw) @ rotation("y", pitch) @ rotation("x", roll)
+        position = rng.uniform([0.2, -0.2, 0.0], [0.6, 0.2, 0.4])
+        joints = joints_for(position, orientation)
+        if joints is None:
+            continue
+        assert ((joints > LOWER) & (joints < UPPER)).all()
+        data.qpos[:6] = joints
+        mujoco.mj_kinematics(model, data)
+        hand = model.body("vx300s_left/gripper_link").id
+        turned = data.xmat[hand].reshape(3, 3)
+        np.testing.assert_allclose(turned, orientation, atol=1e-9)
+        tip = data.xpos[hand] + 0.1347 * turned[:, 0] - model.body("vx300s_left").pos
+        np.testing.assert_allclose(tip, position, atol=1e-9)
+        count += 1
+    assert count > 200
+
+
+def test_motion_keeps_its_limit_its_end_and_its_reach():
+    start = np.array([0, -0.96, 1.16, 0, -0.3, 0, 0.1])
+    down = [Waypoint(5, (-0.1, 0.6, 0.1), 1.3, 0.9), Waypoint(30, (-0.1, 0.6, 0.03), 1.3, 0.9, straight=True)]
+    targets = motion("left", start, down, fastest=0.08)
+    assert np.abs(np.diff(np.vstack([start, targets]), axis=0)).max() <= 0.0801
+    assert targets[-1, 6] == pytest.approx(0.9)
+    assert np.abs(targets[-1] - targets[-2]).max() < 0.01
+    with pytest.raises(UnreachableError):
+        motion("left", start, [Waypoint(5, (0.6, 0.5, 0.1), 1.3, 0.9)], fastest=0.08)
 
 
 def test_way_goes_around():
