@@ -92,7 +92,7 @@ def join(path: Path, clips: Iterable[Clip], fps: float) -> None:
     Raises:
         UserError: A clip begins between key frames, or has too few frames.
     """
-    rate, done = exact(fps), 0
+    rate, done, head = exact(fps), 0, None
     with av.open(str(path), "w", format="mp4", options={"movflags": "faststart"}) as output:
         stream: Any = None
         for clip in clips:
@@ -101,6 +101,9 @@ def join(path: Path, clips: Iterable[Clip], fps: float) -> None:
                 if stream is None:
                     stream = output.add_stream_from_template(source, opaque=True)
                     stream.time_base = source.time_base
+                    head = _head(source)
+                elif _head(source) != head:
+                    raise UserError(f"{_name(clip)} was encoded in another way than what it is to be joined with.")
                 for packet in _packets(container, source, clip, rate):
                     # Ticks from the start of the clip, in units of the new stream, behind what is there.
                     for name in ("pts", "dts"):
@@ -111,6 +114,13 @@ def join(path: Path, clips: Iterable[Clip], fps: float) -> None:
                     packet.stream = stream
                     output.mux(packet)
             done += clip.length
+
+
+def _head(stream: Any) -> tuple[Any, ...]:
+    """What has to be equal in streams that share a file; AV1 repeats the rest of its head in every key frame."""
+    codec = stream.codec_context
+    rest = None if stream.codec.canonical_name == "av1" else codec.extradata
+    return stream.codec.canonical_name, codec.width, codec.height, codec.pix_fmt, rest
 
 
 def _open(clip: Clip) -> Any:
@@ -134,6 +144,15 @@ def _packets(container: Any, stream: Any, clip: Clip, rate: Fraction) -> Iterato
             yield packet
     if found != clip.length:
         raise UserError(f"{_name(clip)} holds {found} of the {clip.length} frames that begin at frame {first}.")
+
+
+def begins_with_key_frame(clip: Clip, fps: float) -> bool:
+    """Whether a clip can be cut out without decoding it."""
+    rate = exact(fps)
+    with _open(clip) as container:
+        stream = container.streams.video[0]
+        keys = (packet.pts for packet in container.demux(stream) if packet.pts is not None and packet.is_keyframe)
+        return any(round(pts * stream.time_base * rate) == clip.start for pts in keys)
 
 
 def _name(clip: Clip) -> str:

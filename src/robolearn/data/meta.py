@@ -125,7 +125,12 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def _read_lines(path: Path) -> Iterator[dict[str, Any]]:
+def read_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """The JSON objects of a file, one a line.
+
+    Raises:
+        UserError: The file is missing or holds something else.
+    """
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except FileNotFoundError:
@@ -228,7 +233,7 @@ def _path(info: dict[str, Any], key: str, path: Path, **parts: Any) -> str:
 def _episodes_v2(root: Path, info: dict[str, Any], cameras: list[str]) -> Iterator[EpisodeMeta]:
     path, lines = root / "meta" / "info.json", root / "meta" / "episodes.jsonl"
     size = max(_count(info, "chunks_size", path), 1)
-    for record in _read_lines(lines):
+    for record in read_lines(lines):
         index, length = _count(record, "episode_index", lines), _count(record, "length", lines)
         parts = {"episode_chunk": index // size, "episode_index": index}
         videos = {key: Place(_path(info, "video_path", path, video_key=key, **parts), 0.0) for key in cameras}
@@ -287,7 +292,7 @@ def _check_totals(info: dict[str, Any], episodes: tuple[EpisodeMeta, ...], path:
 
 
 def _tasks_v2(path: Path) -> dict[int, str]:
-    return {_count(row, "task_index", path): str(_field(row, "task", path)) for row in _read_lines(path)}
+    return {_count(row, "task_index", path): str(_field(row, "task", path)) for row in read_lines(path)}
 
 
 def _tasks_v3(path: Path) -> dict[int, str]:
@@ -306,7 +311,7 @@ def _is_large(kind: pa.DataType) -> bool:
 def _stats(root: Path, version: str) -> tuple[RawStats, Path]:
     if version == "v2.1":
         path = root / "meta" / "episodes_stats.jsonl"
-        rows = [parse_stats(_field(row, "stats", path), path) for row in _read_lines(path)]
+        rows = [parse_stats(_field(row, "stats", path), path) for row in read_lines(path)]
         return aggregate(rows, path), path
     path = root / "meta" / "stats.json"
     return parse_stats(read_json(path), path), path

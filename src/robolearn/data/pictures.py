@@ -53,14 +53,24 @@ def get_pictures(
 
     def fill(writer: cache.Writer) -> None:
         with _progress(writer, full[0], key) as write:
-            if backend == "parquet":
-                _decode_parquet(meta, table, key, write)
-            elif backend == "torchcodec":
-                video.decode_torchcodec(requests, shape, tolerance_s, write)
-            else:
-                video.decode(requests, shape, tolerance_s, write)
+            decode(meta, table, key, backend, tolerance_s, write)
 
     return cache.get_entry(folder / "frames" / name, full, key, fill, rebuild)
+
+
+def decode(meta: Meta, table: Table, key: str, backend: str, tolerance_s: float, write: video.Write) -> None:
+    """Decode the picture of camera `key` for each row of `table`; `write` is called from several threads.
+
+    Raises:
+        UserError: A file cannot be decoded, or holds other pictures than meta/ tells.
+    """
+    shape = meta.columns[key].shape
+    if meta.columns[key].dtype == "image":
+        _decode_parquet(meta, table, key, write)
+    elif backend == "torchcodec":
+        video.decode_torchcodec(_requests(meta, table, key), shape, tolerance_s, write)
+    else:
+        video.decode(_requests(meta, table, key), shape, tolerance_s, write)
 
 
 @contextmanager

@@ -29,7 +29,7 @@ class Record:
     Attributes:
         columns: Values (T, *shape) of every feature but videos and those that the writer makes; an Arrow table holds
             what arrays can't, such as encoded images.
-        task: What is done, in words.
+        task: What is done, in words; a list has a text for every frame.
         clips: The video of each camera.
         stats: Statistics of the cameras; those of numbers are computed.
         extra: Further columns of the table of episodes.
@@ -37,7 +37,7 @@ class Record:
     """
 
     columns: Mapping[str, np.ndarray] | pa.Table
-    task: str
+    task: str | Sequence[str]
     clips: Mapping[str, Clip] = field(default_factory=dict)
     stats: Mapping[str, dict[str, np.ndarray]] = field(default_factory=dict)
     extra: Mapping[str, Any] = field(default_factory=dict)

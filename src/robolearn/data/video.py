@@ -101,6 +101,19 @@ def decode(requests: list[Wanted], shape: tuple[int, ...], tolerance_s: float, w
             raise
 
 
+def count_frames(file: Path) -> int:
+    """The frames of a video, counted without decoding.
+
+    Raises:
+        UserError: It is no video.
+    """
+    try:
+        with av.open(str(file), "r") as container:
+            return sum(packet.pts is not None for packet in container.demux(video=0))
+    except (av.error.FFmpegError, OSError, IndexError, ValueError) as error:
+        raise UserError(f"{file} is truncated or no video ({_reason(error)}): fetch or write it again.") from None
+
+
 def _open(wanted: Wanted) -> Any:
     try:
         container = av.open(str(wanted.file), "r")

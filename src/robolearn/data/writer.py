@@ -123,7 +123,7 @@ class DatasetWriter:
         start = time.perf_counter()
         if not self._pending:
             return 0.0
-        tasks = list(dict.fromkeys([*self.tasks, *(record.task for record in self._pending)]))
+        tasks = list(dict.fromkeys([*self.tasks, *(text for record in self._pending for text in _texts(record))]))
         rows, tables = list(self.rows), []
         for record in self._pending:
             table = self._table(record, len(rows), rows[-1]["dataset_to_index"] if rows else 0, tasks)
@@ -145,13 +145,14 @@ class DatasetWriter:
     def _table(self, record: Record, number: int, first: int, tasks: list[str]) -> pa.Table:
         given: Any = record.columns
         length = len(given["action"])
+        number_of = {text: index for index, text in enumerate(tasks)}
         times = np.arange(length) / self.fps if record.times is None else record.times
         made = {
             "timestamp": times.astype(np.float32),
             "frame_index": np.arange(length),
             "episode_index": np.full(length, number),
             "index": np.arange(first, first + length),
-            "task_index": np.full(length, tasks.index(record.task)),
+            "task_index": np.array([number_of[text] for text in _texts(record, length)]),
         }
         columns = {}
         for key, each in self.features.items():
@@ -170,7 +171,7 @@ class DatasetWriter:
         flat = {f"stats/{key}/{name}": value.tolist() for key, of in stats.items() for name, value in of.items()}
         return {
             "episode_index": number,
-            "tasks": [record.task],
+            "tasks": list(dict.fromkeys(_texts(record))),
             "length": table.num_rows,
             "dataset_from_index": first,
             "dataset_to_index": first + table.num_rows,
@@ -360,6 +361,11 @@ def _copy_rows(path: Path, count: int, file: pq.ParquetWriter) -> None:
             if not count:
                 return
     raise UserError(f"{path} lacks {count} frames that meta/episodes lists: the dataset can't be continued.")
+
+
+def _texts(record: Record, length: int = 1) -> Sequence[str]:
+    """The task of every frame."""
+    return [record.task] * length if isinstance(record.task, str) else record.task
 
 
 def _differs(key: str, one: Mapping[str, Feature], other: Mapping[str, Feature]) -> bool:
