@@ -38,7 +38,9 @@ def offer(scene: Scene, shift: np.ndarray) -> Ways:
 
 def take(scene: Scene, shift: np.ndarray) -> Ways:
     """Come in beside the right fingers, as the cube lies in them, and close."""
-    (x, y, z), turned = scene.thing("box")
+    box, turned = scene.thing("box")
+    # Where the cube will be once the right arm, which lags behind its target, has come to rest.
+    x, y, z = box - scene.fingertips("right") + (*MIDDLE, HEIGHT)
     pitch = pitch_of(turned) + 0.1 * shift[2]
     left = [
         Waypoint(25, (x - 0.08, y, z), pitch, OPEN, roll=SIDE),

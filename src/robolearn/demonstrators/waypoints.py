@@ -66,7 +66,7 @@ def motion(side: Side, start: np.ndarray, waypoints: Sequence[Waypoint], fastest
         side: Which arm.
         start: Joints and gripper it starts with, (7,).
         waypoints: Where it goes.
-        fastest: What a joint may change by in a step, in rad (gripper: 1 is from closed to open).
+        fastest: What a joint may change by in a step, about, in rad (gripper: 1 is from closed to open).
 
     Raises:
         UnreachableError: A way-point is.
