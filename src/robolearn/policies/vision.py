@@ -134,7 +134,8 @@ def load_resnet_weights(body: nn.Sequential, name: str, weights: str) -> None:
     if not path.exists():
         raise UserError(
             f"The backbone weights {path} are not there and nothing is downloaded unasked; "
-            "give policy.pretrained_backbone_weights=PATH or null."
+            f"{_way_to_fetch(name, weights)}give policy.pretrained_backbone_weights=PATH or null, which starts from "
+            "random ones."
         )
     full = torchvision.models.get_model(name, weights=None)
     try:
@@ -142,6 +143,13 @@ def load_resnet_weights(body: nn.Sequential, name: str, weights: str) -> None:
     except (RuntimeError, TypeError) as error:
         raise UserError(f"{path} does not hold the weights of {name}: {str(error).splitlines()[-1].strip()}") from None
     body.load_state_dict(nn.Sequential(*list(full.children())[:-2]).state_dict())
+
+
+def _way_to_fetch(name: str, weights: str) -> str:
+    """The command that fetches weights by their torchvision name."""
+    if "/" in weights or "_Weights." not in weights:
+        return ""
+    return f"fetch them with python -c \"import torchvision; torchvision.models.{name}(weights='{weights}')\", "
 
 
 def _read_weights(path: Path) -> Any:
