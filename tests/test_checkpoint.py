@@ -18,9 +18,9 @@ from toys_trainer import SPEC, Line, status, trained
 
 from robolearn import checkpoint
 from robolearn.checkpoint import Checkpoints, DamagedError, load_models, load_spec, load_trained, sound, verify
-from robolearn.cli.evaluate import locate
 from robolearn.errors import UserError
 from robolearn.files import whole_folder, write_text
+from robolearn.pretrained import locate
 
 FILES = ["model.safetensors", "state.pt", "config.yaml", "spec.json", "checksums.json"]
 
@@ -283,14 +283,14 @@ def test_a_sound_one_is_verified(tmp_path: Path) -> None:
 @pytest.mark.parametrize("path", ["", "checkpoints", "checkpoints/last", "checkpoints/00000006"])
 def test_a_checkpoint_is_found_by(tmp_path: Path, path: str) -> None:
     save(made(tmp_path), 3, 6)
-    assert locate(str(tmp_path / path), download=False) == tmp_path / "checkpoints/00000006"
+    assert locate("checkpoint", str(tmp_path / path)) == tmp_path / "checkpoints/00000006"
 
 
 def test_a_missing_checkpoint_is_told(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"checkpoint=.*/no: there is no such folder; give a run's folder"):
-        locate(str(tmp_path / "no"), download=False)
+        locate("checkpoint", str(tmp_path / "no"))
     with pytest.raises(UserError, match=r"no checkpoint is in this folder; give a run's folder"):
-        locate(str(tmp_path), download=False)
+        locate("checkpoint", str(tmp_path))
 
 
 def test_a_damaged_checkpoint_is_not_used(tmp_path: Path) -> None:

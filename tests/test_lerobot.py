@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from robolearn import lerobot
+from robolearn import lerobot, lerobot_names
 from robolearn.errors import UserError
 
 # The features of the datasets that the lists of names were made with.
@@ -98,42 +98,29 @@ def test_only_constants_have_no_place(shared: Path, kind: str, dataset: str) -> 
     assert [name for name in names if to_ours(name) is None] == UNPLACED[kind]
 
 
-def test_weights_are_taken_up(shared: Path) -> None:
-    policy, normalizer = lerobot.build(small())
-    state = state_of(shared, policy, normalizer)
-    lerobot.load(policy, normalizer, "diffusion", state)
-    assert torch.equal(policy.unet.final[1].bias, state["diffusion.unet.final_conv.1.bias"])
-    assert torch.equal(normalizer.stats["action"].max, state["unnormalize_outputs.buffer_action.max"])
+@pytest.mark.parametrize(("kind", "dataset"), PUBLISHED)
+def test_an_export_has_all_names_shapes_and_types(shared: Path, kind: str, dataset: str) -> None:
+    with torch.device("meta"):
+        state = lerobot.exported(kind, *lerobot.build(config(dataset, **OPTIONS[kind])))
+    lines = (shared / "golden/state_dict_keys" / f"{kind}_{dataset}.tsv").read_text().splitlines()
+    rows = [line.split("\t") for line in lines]
+    expected = {name: (f"torch.{dtype}", json.loads(shape)) for name, dtype, shape, *_ in rows}
+    assert {name: (str(value.dtype), list(value.shape)) for name, value in state.items()} == expected
 
 
-def small() -> dict[str, Any]:
-    return config("pusht", down_dims=[8, 16, 24], diffusion_step_embed_dim=8)
-
-
-def state_of(shared: Path, policy: torch.nn.Module, normalizer: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """Random tensors under LeRobot's names in the shapes of a policy here."""
-    torch.manual_seed(0)
-    ours, to_ours = shapes(policy, normalizer), lerobot.rename("diffusion")
-    places = {name: to_ours(name) for name in published(shared, "diffusion_pusht")}
-    state = {name: torch.rand(ours[place]) for name, place in places.items() if place}
-    twin = "normalize_targets.buffer_action.max"  # saved twice under two names
-    return state | {twin: state[twin.replace("normalize_targets", "unnormalize_outputs")]}
-
-
-def test_a_missing_weight_is_named(shared: Path) -> None:
-    policy, normalizer = lerobot.build(small())
-    state = state_of(shared, policy, normalizer)
-    del state["diffusion.unet.final_conv.1.bias"]
-    with pytest.raises(UserError, match=r"do not fit config.json: .*unet.final.1.bias"):
-        lerobot.load(policy, normalizer, "diffusion", state)
-
-
-def test_weights_of_other_sizes_are_refused(shared: Path) -> None:
-    policy, normalizer = lerobot.build(small())
-    state = state_of(shared, policy, normalizer)
-    state["diffusion.unet.final_conv.1.bias"] = torch.zeros(3)
-    with pytest.raises(UserError, match=r"do not fit config.json: .*size mismatch"):
-        lerobot.load(policy, normalizer, "diffusion", state)
+@pytest.mark.parametrize("separate", [False, True])
+def test_names_go_back(shared: Path, separate: bool) -> None:
+    for fixture in sorted((shared / "golden/public").glob("*/state_dict.json")):
+        kind = fixture.parent.name.partition("_")[0]
+        if kind not in lerobot.POLICIES or ("separate" in fixture.parent.name) != separate:
+            continue
+        to_ours, to_theirs = lerobot_names.rename(kind), lerobot_names.rename_back(kind, separate)
+        for name in (row["name"] for row in json.loads(fixture.read_text())):
+            place = to_ours(name)
+            if place and place[0] == "policy":
+                assert to_theirs(place[1]) == name
+            elif place:
+                assert name in lerobot_names.statistic_names(place[1])
 
 
 def test_the_references_behaviours_are_turned_on() -> None:

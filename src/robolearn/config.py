@@ -47,6 +47,9 @@ SUPPLIED: dict[str, frozenset[str]] = {
 }
 """Arguments of ``_partial_`` nodes that the code gives, not the configuration."""
 
+BESIDE: dict[str, frozenset[str]] = {"policy": frozenset({"path"})}
+"""Keys of nodes that the code reads and what is built does not get: where the first weights come from."""
+
 
 @dataclass
 class TrainConfig:
@@ -100,6 +103,7 @@ class EvaluateConfig:
     amp_dtype: str = "bfloat16"
     env: Any = None
     eval: Any = None
+    policy: Any = None
     dataset: Any = None
 
 
@@ -251,7 +255,7 @@ def _check_node(key: str, node: dict[str, Any], origin: Origin) -> list[str]:
     messages = []
     for argument, value in node.items():
         path = f"{key}.{argument}"
-        if argument.startswith("_") and argument.endswith("_"):
+        if (argument.startswith("_") and argument.endswith("_")) or argument in BESIDE.get(key, ()):
             continue
         if argument in supplied:
             messages.append(f"{_place(path, origin)}: {name} gets '{argument}' from the run, so remove this key.")

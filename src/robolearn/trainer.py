@@ -27,6 +27,7 @@ from robolearn.optim import make_capturable, portable_state
 from robolearn.policies.base import Policy
 from robolearn.run import Run, flatten
 from robolearn.signals import Interrupts
+from robolearn.start import Start
 from robolearn.types import Batch
 
 log = logging.getLogger(__name__)
@@ -75,6 +76,7 @@ class Trainer:
         checkpoints: Where the run is saved.
         evaluator: Runs episodes of a simulator; None where there is none.
         ema: The average of weights that acts in the policy's stead.
+        start: The checkpoint that a fresh run starts from; None: the policy's own beginning.
         tasks: Gives batches the tasks that the policy reads.
         told: What the policy is told in evaluations, in words.
         image_transforms: Augmentation of image batches, on the device.
@@ -98,6 +100,7 @@ class Trainer:
     checkpoints: Checkpoints
     evaluator: Evaluator | None = None
     ema: Ema | None = None
+    start: Start | None = None
     tasks: Callable[[Batch], Batch] | None = None
     told: Sequence[str] = ()
     image_transforms: Callable[[Batch], Batch] | None = None
@@ -260,7 +263,11 @@ class Trainer:
         found = self.checkpoints.restore()
         if not found:
             self.logger.rewind(-1)
-            self.policy.load_pretrained()
+            if self.start:
+                self.start.load(self.policy)
+                self.start.load_statistics(self.normalizer, otherwise_own=True)
+            else:
+                self.policy.load_pretrained()
             if self.ema:
                 self.ema.copy()
             self.logger.text("config", self.checkpoints.config)

@@ -25,7 +25,7 @@ def argv_of(file: Path) -> list[str]:
     return [f"{group}={name}"] if group != "." else []
 
 
-TRAINING = [f for f in FILES if f.name not in ("evaluate", "collect") and f.parent.name != "demonstrator"]
+TRAINING = [f for f in FILES if f.name not in ("evaluate", "collect", "pretrained") and f.parent.name != "demonstrator"]
 
 
 @pytest.mark.parametrize("file", TRAINING, ids=str)

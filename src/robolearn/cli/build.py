@@ -18,9 +18,8 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch.optim import Optimizer
 
-from robolearn.checkpoint import load_models, load_spec
 from robolearn.cli.compose import Job
-from robolearn.config import check_targets, hint
+from robolearn.config import BESIDE, check_targets, hint
 from robolearn.data.cache import default_folder
 from robolearn.data.loader import Loader
 from robolearn.data.multi import MultiDataset
@@ -31,7 +30,9 @@ from robolearn.errors import UserError
 from robolearn.normalize import Normalizer
 from robolearn.optim import is_capturable, merge_options
 from robolearn.policies.base import Policy
+from robolearn.pretrained import locate, policy_node
 from robolearn.run import Run, holds_run
+from robolearn.start import Start
 from robolearn.tasks import TaskTable, told
 from robolearn.trainer import Cadence, Trainer
 from robolearn.types import Spec, Stats
@@ -72,7 +73,7 @@ def check(jobs: Sequence[Job]) -> None:
             run = open_run(job.cfg, job.folder, job.overrides)
             build("logger", job.cfg, job.folder)
             if not run.exists and not job.elsewhere:
-                _check_pretrained(policy)
+                _check_pretrained(job.cfg, policy)
         except UserError as error:
             if len(jobs) == 1:
                 raise
@@ -316,11 +317,14 @@ def _check_tasks(cfg: DictConfig, policy: Policy, seen: dict[str, Any]) -> None:
         seen[name] = True
 
 
-def _check_pretrained(policy: Policy) -> None:
+def _check_pretrained(cfg: DictConfig, policy: Policy) -> None:
     """See that the weights a fresh run starts from are there and fit."""
     with warnings.catch_warnings(), torch.device("meta"):
         warnings.simplefilter("ignore")  # torch warns that weights without memory take no values
-        policy.load_pretrained()
+        if start := start_of(cfg):
+            start.check(policy)
+        else:
+            policy.load_pretrained()
 
 
 def _check_optimizer(cfg: DictConfig, groups: list[str]) -> None:
@@ -340,36 +344,39 @@ def build_policy(cfg: DictConfig, spec: Spec) -> Policy:
     Raises:
         UserError: Its options contradict each other or the spec.
     """
-    policy = build("policy", cfg, spec=spec)
+    node = {key: value for key, value in plain(cfg)["policy"].items() if key not in BESIDE["policy"]}
+    policy = build("policy", OmegaConf.create({"policy": node}), spec=spec)
     if not isinstance(policy, Policy):
         raise UserError(f"policy._target_={cfg.policy._target_}: this is no robolearn.policies.base.Policy.")
     return policy
 
 
-def load_policy(folder: Path, device: torch.device, tokenizer: str | None = None) -> tuple[Policy, Normalizer]:
+def start_of(cfg: DictConfig) -> Start | None:
+    """The checkpoint that ``policy.path`` names.
+
+    Raises:
+        UserError: It is not there, damaged or not supported.
+    """
+    path = cfg.policy.get("path")
+    return Start(locate("policy.path", path)) if path else None
+
+
+def load_policy(folder: Path, device: torch.device, cfg: DictConfig | None = None) -> tuple[Policy, Normalizer]:
     """The policy and normaliser of a checkpoint, as they act.
 
     Args:
-        folder: Of the checkpoint.
+        folder: What `robolearn.pretrained.locate` found.
         device: Where they go.
-        tokenizer: In place of the one that the policy was trained with, where it has one.
+        cfg: A configuration with another node ``policy`` than the checkpoint's own.
 
     Raises:
-        UserError: The weights do not fit the configuration beside them.
+        UserError: The weights do not fit the configuration, or statistics are missing.
     """
-    cfg = OmegaConf.create({"policy": OmegaConf.select(OmegaConf.load(folder / "config.yaml"), "policy")})
-    if tokenizer is not None and "tokenizer" in cfg.policy:
-        cfg.policy.tokenizer = tokenizer
-    spec = load_spec(folder)
-    policy = build_policy(cfg, spec)
-    normalizer = Normalizer(spec, policy.normalization_mapping, space=policy.space)
-    try:
-        load_models(folder, {"policy": policy, "normalizer": normalizer})
-    except RuntimeError as error:
-        raise UserError(
-            f"The weights in {folder} do not fit the policy of its config.yaml "
-            f"({' '.join(str(error).split())[:200]}); use the code that trained it, see run.json for its commit."
-        ) from error
+    start = Start(folder)
+    policy = build_policy(cfg or OmegaConf.create({"policy": policy_node(folder)}), start.spec())
+    normalizer = Normalizer(start.spec(), policy.normalization_mapping, space=policy.space)
+    start.load(policy)
+    start.load_statistics(normalizer)
     return policy.to(device).eval(), normalizer.to(device)
 
 
@@ -443,6 +450,7 @@ def build_trainer(cfg: DictConfig, run: Run) -> Trainer:
         ),
         evaluator=evaluator,
         ema=build("ema", cfg, policy) if cfg.use_ema else None,
+        start=start_of(cfg),
         tasks=TaskTable(policy, dataset.spec.tasks, device) if policy.reads_tasks else None,
         told=told(policy, evaluator, dataset.spec.tasks) if evaluator else (),
         image_transforms=build("image_transforms", cfg),

@@ -193,15 +193,15 @@ def _run(cfg: DictConfig, simulator: Any, recorder: Any, collection: Any, stop: 
 
 def _rollouts(cfg: DictConfig, simulator: Any, recorder: Any) -> Any:
     from robolearn.agent import Agent
-    from robolearn.checkpoint import load_spec, sound
     from robolearn.cli.build import load_policy, pick_device
-    from robolearn.cli.evaluate import locate
     from robolearn.collect import Rollouts
     from robolearn.envs import check_same_spec
+    from robolearn.pretrained import locate
+    from robolearn.start import Start
 
     device = pick_device(cfg.device)
-    folder = sound(locate(cfg.policy.path, download=False))
-    check_same_spec(load_spec(folder), simulator.spec)
+    folder = locate("policy.path", cfg.policy.path)
+    check_same_spec(Start(folder).spec(simulator.spec.fps), simulator.spec)
     agent = Agent(*load_policy(folder, device), device)
     options = cfg.policy
     return Rollouts(

@@ -1,7 +1,6 @@
 """``robolearn-eval``: the simulator and evaluation of a checkpoint's run, under Hydra's grammar, once more."""
 
 import logging
-import re
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,6 +18,7 @@ from omegaconf import DictConfig
 from robolearn.cli.compose import CommandLine, Job, compose, exit_with, parse
 from robolearn.config import conf_dir
 from robolearn.errors import UserError
+from robolearn.pretrained import is_lerobots, locate, policy_node, read_run
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +53,7 @@ def register(config: Mapping[str, Any]) -> None:
     store = ConfigStore.instance()
     values = {key: config[key] for key in KEPT if key in config}
     store.store(name="checkpoint_values", node=values, package="_global_", provider="checkpoint")
-    for group in ("env", "eval"):
+    for group in ("env", "eval", "policy"):
         node = {group: config.get(group)}
         store.store(group=group, name="checkpoint", node=node, package="_global_", provider="checkpoint")
 
@@ -76,64 +76,23 @@ def _checkpoint(line: CommandLine) -> Path:
     path = given.get("checkpoint")
     if not path:
         raise UserError("checkpoint: it is missing; write robolearn-eval checkpoint=FOLDER_OR_HUB_ID.")
-    return locate(str(path), given.get("download") is True)
-
-
-def locate(path: str, download: bool) -> Path:
-    """The folder that holds the weights of what ``checkpoint=`` names; no checksum is looked at.
-
-    Args:
-        path: A run's folder, one of its checkpoints, or a hub id.
-        download: Whether a hub id may be fetched.
-
-    Raises:
-        UserError: There is no such folder, or nothing in it.
-    """
-    given = Path(path).expanduser()
-    if not given.exists() and re.fullmatch(r"[\w.-]+/[\w.-]+", path):
-        given = _from_hub(path, download)
-    for folder in (given, given / "last", given / "checkpoints" / "last"):
-        if (folder / "model.safetensors").is_file() and (folder / "config.yaml").is_file():
-            return folder.resolve()
-    if not given.exists():
-        raise UserError(f"checkpoint={path}: there is no such folder; give a run's folder or one of its checkpoints.")
-    if (given / "config.yaml").is_file() and (given / "run.json").is_file():
-        raise UserError(f"checkpoint={path}: this run has saved no checkpoint yet.")
-    raise UserError(
-        f"checkpoint={path}: no checkpoint is in this folder; give a run's folder or one of its checkpoints."
-    )
-
-
-def _from_hub(name: str, download: bool) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    try:
-        return Path(snapshot_download(name, local_files_only=not download))
-    except (LocalEntryNotFoundError, HFValidationError, HfHubHTTPError, OSError) as error:
-        if not download:
-            raise UserError(
-                f"checkpoint={name}: there is no such folder, nor has it been fetched from the Hugging Face hub; "
-                "give a folder, or add download=true."
-            ) from error
-        reason = " ".join(str(error).split())[:200].rstrip(".")
-        raise UserError(f"checkpoint={name}: it could not be fetched from the Hugging Face hub: {reason}.") from error
+    if given.get("policy", "checkpoint") != "checkpoint":
+        raise UserError(
+            f"policy={given['policy']}: the checkpoint decides the policy; change keys with policy.KEY=VALUE."
+        )
+    return locate("checkpoint", str(path), given.get("download") is True)
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """The configuration beside a checkpoint.
+    """What a checkpoint says of its policy, and where ours tell them, of the run's simulator and evaluation.
 
     Raises:
-        UserError: It is not one of a run.
+        UserError: A file beside the weights is not readable, or of a policy that is not supported.
     """
-    file = folder / "config.yaml"
-    try:
-        config = yaml.safe_load(file.read_text())
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"{file}: this is not readable YAML; use another checkpoint of the run.") from error
-    if not isinstance(config, dict) or "policy" not in config:
-        raise UserError(f"{file}: this is no configuration of a run; use another checkpoint.")
-    return config
+    if is_lerobots(folder):
+        evaluation = yaml.safe_load((conf_dir() / "eval" / "default.yaml").read_text())
+        return {"policy": policy_node(folder), "eval": evaluation, "job_name": folder.name}
+    return read_run(folder)
 
 
 def check(jobs: Sequence[Job]) -> None:
@@ -142,9 +101,11 @@ def check(jobs: Sequence[Job]) -> None:
     Raises:
         UserError: The first mistake.
     """
-    from robolearn.checkpoint import load_spec, sound
-    from robolearn.cli.build import AMP, build, check_one_of, check_targets_of, pick_device
+    import torch
+
+    from robolearn.cli.build import AMP, build, build_policy, check_one_of, check_targets_of, pick_device
     from robolearn.envs import check_same_spec
+    from robolearn.start import Start
 
     for job in jobs:
         cfg = job.cfg
@@ -154,10 +115,13 @@ def check(jobs: Sequence[Job]) -> None:
             pick_device(cfg.device)
         if cfg.env is None:
             raise UserError("env: this checkpoint's run had no simulator; choose one with env=NAME.")
-        spec = load_spec(sound(locate(cfg.checkpoint, cfg.download)))
+        start = Start(locate("checkpoint", cfg.checkpoint, cfg.download))
         simulator = build("env", cfg)
+        spec = start.spec(simulator.spec.fps)
         check_same_spec(spec, simulator.spec)
         build("eval", cfg, env=simulator)
+        with torch.device("meta"):
+            start.check(build_policy(cfg, spec))
 
 
 def run_job(cfg: DictConfig) -> float | None:
@@ -172,16 +136,18 @@ def run_job(cfg: DictConfig) -> float | None:
 
 def _evaluate(cfg: DictConfig) -> float | None:
     from robolearn.agent import Agent
-    from robolearn.checkpoint import load_spec, sound
     from robolearn.cli.build import AMP, build, load_policy, pick_device
+    from robolearn.start import Start
     from robolearn.tasks import told
 
     device = pick_device(cfg.device)
     folder = Path(HydraConfig.get().runtime.output_dir)
-    checkpoint = sound(locate(cfg.checkpoint, cfg.download))
-    policy, normalizer = load_policy(checkpoint, device, cfg.tokenizer)
+    checkpoint = locate("checkpoint", cfg.checkpoint, cfg.download)
+    if cfg.tokenizer is not None and "tokenizer" in cfg.policy:
+        cfg.policy.tokenizer = cfg.tokenizer
+    policy, normalizer = load_policy(checkpoint, device, cfg)
     evaluator = build("eval", cfg, env=build("env", cfg))
-    words = told(policy, evaluator, load_spec(checkpoint).tasks)
+    words = told(policy, evaluator, Start(checkpoint).spec().tasks)
     agent = Agent(policy, normalizer, device, AMP[cfg.amp_dtype] if cfg.use_amp else None, words)
     result = evaluator(agent, folder)
     width = max(map(len, result.scalars), default=0)

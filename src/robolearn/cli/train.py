@@ -13,6 +13,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from robolearn.cli.compose import Job, compose, exit_with, naming_runs, parse
+from robolearn.cli.pretrained import take
 from robolearn.config import conf_dir
 from robolearn.errors import UserError
 
@@ -29,6 +30,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
             print(texts.train(line.args.config_dir), end="")
             return
+        if not (line.args.shell_completion or line.args.hydra_help):
+            line = take(line)
         composes = line.args.cfg or line.args.info or not line.shows_only
         line = naming_runs(line)
         jobs = compose(line, "train") if composes else []

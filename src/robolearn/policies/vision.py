@@ -35,7 +35,8 @@ class SpatialSoftmax(nn.Module):
                 "make policy.crop_shape (or the images) larger than 32 pixels."
             )
         self.keypoints = nn.Conv2d(channels, num_keypoints, kernel_size=1)
-        y, x = torch.meshgrid(torch.linspace(-1, 1, height), torch.linspace(-1, 1, width), indexing="ij")
+        rows, columns = (torch.linspace(-1, 1, n, dtype=torch.float64).float() for n in (height, width))
+        y, x = torch.meshgrid(rows, columns, indexing="ij")
         self.register_buffer("grid", torch.stack([x.flatten(), y.flatten()], dim=1), persistent=False)
 
     def forward(self, features: Tensor) -> Tensor:
