@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import toys_lerobot
 from synthetic import write_dataset
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -37,6 +38,8 @@ def smaller(command: str) -> str:
     options = SMALL if "env=none" in command else SMALL | SMALL_EVALUATION
     if "dataset=pusht_keypoints" in command:
         options = {key: value for key, value in options.items() if "crop" not in key}
+    if "policy.path=" in command:  # whose sizes are the checkpoint's
+        options = {key: value for key, value in options.items() if not key.startswith("policy.")}
     return " ".join([command, *(f"{k}={v}" for k, v in options.items() if f" {k}=" not in command)])
 
 
@@ -46,6 +49,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("docs")
     write_dataset(folder / "my_dataset", length=30)
     write_dataset(folder / "my_other_dataset", length=30, seed=1)
+    toys_lerobot.write(folder / "diffusion_pusht", toys_lerobot.config("diffusion"))
     write_dataset(folder / "my_keypoints", length=60, image_dtype=None, keypoints=True)
     return folder
 

@@ -129,7 +129,7 @@ def exported(
     if isinstance(policy, Pi0Policy):  # the expert's output layer is nowhere used, and stored all the same
         words, width = policy.paligemma.words.num_embeddings, policy.expert.norm.weight.shape[0]
         state["model.paligemma_with_expert.gemma_expert.lm_head.weight"] = torch.zeros(words, width)
-    return {name: value.detach().cpu().clone().contiguous() for name, value in state.items()}
+    return {name: value.detach().clone().contiguous() for name, value in state.items()}
 
 
 def _vqbet_constants(policy: VqbetPolicy, tokenized: bool) -> dict[str, Tensor]:

@@ -15,6 +15,7 @@ Examples:
   robolearn-train env=none dataset.repo_id=me/folding dataset.root=data/folding batch_size=64
   robolearn-train +experiment=diffusion_pusht_fast optimizer.lr=1e-4
   robolearn-train optimizer=sgd optimizer.momentum=0.9 offline.steps=20000
+  robolearn-train policy.path=outputs/a                      starts from a checkpoint's weights, ours or LeRobot's
   robolearn-train -m seed=1,2,3 optimizer.lr=1e-4,3e-4       a sweep of six runs, in multirun/
   robolearn-train -m hydra/launcher=slurm seed=1,2,3         the same as one SLURM array
   robolearn-train --config-dir my/conf policy=mine           an option from a folder of your own
@@ -49,13 +50,15 @@ Examples:
   robolearn-eval checkpoint=outputs/a                              its newest checkpoint
   robolearn-eval checkpoint=outputs/a/checkpoints/00020000 eval.n_episodes=200 seed=7
   robolearn-eval checkpoint=outputs/a/checkpoints/best device=cpu
-  robolearn-eval checkpoint=me/diffusion_pusht download=true       a checkpoint from the Hugging Face hub
+  robolearn-eval checkpoint=lerobot/diffusion_pusht env=pusht download=true   one of LeRobot's, from the hub
+  robolearn-eval checkpoint=outputs/a policy.num_inference_steps=10
 
 Keys, with the values of the checkpoint's run unless given:
-  checkpoint              a run's folder, one of its checkpoints, or a hub id
+  checkpoint              a run's folder, one of its checkpoints, a folder of LeRobot's, or a hub id
   seed                    decides the episodes
   device                  cuda, mps or cpu
   use_amp, amp_dtype      mixed precision
+  policy.*                how the policy acts; sizes cannot be changed
   env.*, eval.*           the simulator, and how it evaluates; env=NAME takes another simulator:
 {groups}
   output_dir              where the videos and eval.json go
