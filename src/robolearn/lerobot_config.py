@@ -26,6 +26,7 @@ FIXED: dict[str, Any] = {"resize_shape": None, "use_peft": False, "rtc_config": 
 # What the weights were made for and shows when acting, so that a checkpoint acts as it does at LeRobot.
 ACTS: dict[str, dict[str, Any]] = {
     "diffusion": {"final_n_groups": 8},
+    "pi0": {"loss_over_padded_dims": True},  # its noise has no zeros either
     "tdmpc": {"q_draws_with_replacement": True, "warm_start_shift": 1},
 }
 
