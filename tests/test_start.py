@@ -45,7 +45,7 @@ def fixture_folder(request, shared, tmp_path):
     for name in kept:
         if state[name] is None or name.endswith(constant):
             state[name] = kept[name]
-    state = {name: state[name].clone() for name in kept}
+    state = {name: state[name].to(kept[name].dtype, copy=True) for name in kept}
     return fixture, state, toys_lerobot.write(tmp_path / "published", fixture.config, state)
 
 
