@@ -54,7 +54,8 @@ def test_recorded_runs_load_act_and_go_back(fixture_folder, tmp_path):
     policy, normalizer = load_policy(folder, CPU)
     if fixture.config["type"] == "pi0":
         policy.tokenizer = fixture.tokens
-    if "select_action" in fixture.tensors and fixture.config["type"] != "vqbet":  # whose fixture attends ahead
+    # VQ-BeT's recordings attend ahead, and BatchNorm's act after a batch that it has learnt from.
+    if "select_action" in fixture.tensors and not any(word in fixture.name for word in ("vqbet", "batchnorm")):
         worst = parity.Worst(fixture.tolerance)
         parity.check_actions(fixture, policy, normalizer, worst)
         assert worst.missed == {}
