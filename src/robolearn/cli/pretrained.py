@@ -1,7 +1,7 @@
 """``policy.path``: the policy, optimizer and schedule of a checkpoint become options before Hydra composes.
 
-Hydra chooses files before it looks at values, so what a checkpoint says is stored under the name ``checkpoint`` in the
-groups that ``conf/policy/pretrained.yaml`` selects; composing, sweeps and ``--cfg`` then show what will run.
+Hydra chooses files before it looks at values, so what a checkpoint says is stored as ``policy=pretrained``, which selects
+``optimizer=checkpoint`` and ``scheduler=checkpoint``; composing, sweeps and ``--cfg`` then show what will run.
 """
 
 import dataclasses
@@ -52,7 +52,7 @@ def take(line: CommandLine) -> CommandLine:
 
 
 def register(path: str) -> None:
-    """Make what a checkpoint says the options ``checkpoint`` of the groups policy, optimizer and scheduler.
+    """Make what a checkpoint says an option of the groups policy, optimizer and scheduler.
 
     Raises:
         UserError: It is not there or not supported.
@@ -70,14 +70,15 @@ def register(path: str) -> None:
             content = {key: found.pop(key) for key in keys if key in found}
             _store(group, [f"{base}@{group}"] if base else [], content)
             defaults.append({f"override /{group}": "checkpoint"})
-    _store("policy", defaults, found)
+    found["policy"] = {**found["policy"], "path": path}
+    _store("policy", defaults, found, name="pretrained")
 
 
-def _store(group: str, defaults: list[Any], content: dict[str, Any]) -> None:
+def _store(group: str, defaults: list[Any], content: dict[str, Any], name: str = "checkpoint") -> None:
     # Our files come first, so that what the checkpoint says goes over them.
     node = {"defaults": [d for d in defaults if isinstance(d, str)], **content}
     node["defaults"] += ["_self_", *(d for d in defaults if not isinstance(d, str))]
-    ConfigStore.instance().store(group=group, name="checkpoint", node=node, package="_global_", provider="checkpoint")
+    ConfigStore.instance().store(group=group, name=name, node=node, package="_global_", provider="checkpoint")
 
 
 def _parsed(overrides: list[str]) -> list[Override]:
