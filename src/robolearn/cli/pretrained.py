@@ -1,7 +1,7 @@
 """``policy.path``: the policy, optimizer and schedule of a checkpoint become options before Hydra composes.
 
-Hydra chooses files before it looks at values, so what a checkpoint says is stored as ``policy=pretrained``, which selects
-``optimizer=checkpoint`` and ``scheduler=checkpoint``; composing, sweeps and ``--cfg`` then show what will run.
+Hydra chooses files before it looks at values, so what a checkpoint says is stored as ``policy=pretrained``, which
+selects ``optimizer=checkpoint`` and ``scheduler=checkpoint``; composing, sweeps and ``--cfg`` show what will run.
 """
 
 import dataclasses
