@@ -8,8 +8,6 @@ import numpy as np
 import shapely
 from shapely.geometry import Polygon
 
-from robolearn.envs.pusht import order_shapes
-
 SUBSTEPS = 10
 DT = 0.01
 STIFFNESS, DAMPING = 100.0, 20.0
@@ -94,7 +92,6 @@ class Sandbox:
 
     def __init__(self, pusht: Any) -> None:
         self._pusht = type(pusht)(obs_type="state", block_cog=pusht.block_cog, damping=pusht.damping)
-        order_shapes(self._pusht)
         self._pusht._setup()
         self.agent, self.block = self._pusht.agent, self._pusht.block
 
@@ -130,4 +127,10 @@ class Sandbox:
 
     def succeeded(self) -> bool:
         """Whether the environment would call this state a success."""
-        return self._pusht._get_coverage() > self._pusht.success_threshold
+        from gym_pusht.envs.pusht import pymunk_to_shapely  # here, since it opens pygame
+
+        # The block's shapes in an order that is always the same, which the body's own are not.
+        pusht, shapes = self._pusht, self._pusht._block_shapes
+        goal = pymunk_to_shapely(pusht.get_goal_pose_body(pusht.goal_pose), shapes)
+        covered = goal.intersection(pymunk_to_shapely(self.block, shapes)).area
+        return covered / goal.area > pusht.success_threshold
