@@ -1,6 +1,8 @@
 """Fixtures every test may use."""
 
 import functools
+import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -33,3 +35,19 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     """Skip what needs a simulator that cannot be opened."""
     if item.get_closest_marker("pusht") and why_not_pusht():
         pytest.skip(why_not_pusht() or "")
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 2 MB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(folder)]
+    try:
+        mounted = subprocess.run(command, capture_output=True).returncode == 0
+    except OSError:
+        mounted = False
+    if not mounted:
+        pytest.skip("needs the right to mount a file system")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)

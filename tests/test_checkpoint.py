@@ -6,8 +6,6 @@ import json
 import logging
 import os
 import random
-import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -323,22 +321,6 @@ def test_another_error_of_the_disk_is_not_called_full(tmp_path: Path, monkeypatc
     monkeypatch.setattr(checkpoint, "save_file", broken)
     with pytest.raises(OSError, match="broken disk"):
         save(made(tmp_path), 3)
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 2 MB."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(folder)]
-    try:
-        mounted = subprocess.run(command, capture_output=True).returncode == 0
-    except OSError:
-        mounted = False
-    if not mounted:
-        pytest.skip("needs the right to mount a file system")
-    yield folder
-    subprocess.run(["umount", str(folder)], check=True)
 
 
 class Large(Line):

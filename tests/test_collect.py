@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -198,6 +199,60 @@ def test_a_worker_that_dies_or_breaks_costs_no_episode(tmp_path: Path, toy: list
     assert "Reacher failed in the episode with seed" in text
     assert "no way" in text
     assert "Traceback" not in text
+
+
+def test_a_full_disk_keeps_what_was_recorded(small_disk: Path, tmp_path: Path, toy: list[str]) -> None:
+    out, ballast = small_disk / "set", small_disk / "ballast"
+    ballast.write_bytes(bytes((2 << 20) - (450 << 10)))
+    collect(*toy, f"out={out}", "episodes=3")
+    before = (out / "meta/info.json").read_bytes()
+    text = collect(*toy, f"out={out}", "episodes=400", status=2)
+    assert "The disk is full: 3 of 400 episodes are in" in text
+    assert "Traceback" not in text
+    assert (out / "meta/info.json").read_bytes() == before
+    assert len(columns_beside(out, tmp_path)["index"]) == sum(row["length"] for row in episodes(out))
+    ballast.unlink()
+    collect(*toy, f"out={out}", "episodes=20")
+    collect(*toy, f"out={tmp_path}/whole", "episodes=20")
+    data = "data/chunk-000/file-000.parquet"
+    assert (out / data).read_bytes() == (tmp_path / "whole" / data).read_bytes()
+
+
+def episodes(folder: Path) -> list[dict]:
+    return pq.read_table(folder / "meta/episodes").to_pylist()
+
+
+def columns_beside(folder: Path, place: Path) -> dict[str, np.ndarray]:
+    """The columns of a set on a disk without room for decoded frames."""
+    copy = shutil.copytree(folder, place / "copy")
+    return columns(copy)
+
+
+def test_a_policy_is_recorded_whatever_the_workers(tmp_path: Path, toy: list[str]) -> None:
+    """Rollouts depend on seed and batch size alone, also when they were interrupted within a batch."""
+    plain = [*toy, "env.features_map={agent_pos: observation.environment_state, pixels/top: null}"]
+    collect(*plain, f"out={tmp_path}/shown", "episodes=3")
+    done = subprocess.run(
+        [sys.executable, "-m", "robolearn.cli.train", *plain, "dataset=lerobot", f"dataset.root={tmp_path}/shown"]
+        + ["policy=diffusion", "policy.down_dims=[8,16]", "policy.diffusion_step_embed_dim=8", "policy.crop_shape=null"]
+        + ["policy.num_inference_steps=2", "offline.steps=2", "eval_freq=0", "batch_size=4", "device=cpu"]
+        + [f"output_dir={tmp_path}/run", "num_workers=0", "eval.n_videos=0"],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(TESTS), os.environ.get("PYTHONPATH", "")])},
+    )
+    assert done.returncode == 0, done.stderr
+    rolled = [*plain, f"policy.path={tmp_path}/run", "policy.batch_size=4", "keep_failures=true", "device=cpu"]
+    collect(*rolled, f"out={tmp_path}/one", "episodes=7", "workers=1")
+    collect(*rolled, f"out={tmp_path}/two", "episodes=3", "workers=2")
+    collect(*rolled, f"out={tmp_path}/two", "episodes=7", "workers=2")
+    data = "data/chunk-000/file-000.parquet"
+    assert (tmp_path / "one" / data).read_bytes() == (tmp_path / "two" / data).read_bytes()
+    assert [row["seed"] for row in episodes(tmp_path / "one")] == list(range(7))
+    found = columns(tmp_path / "one")
+    inside = ~found["next.done"][:-1]
+    moved = np.diff(found["observation.environment_state"][:, 0], axis=0)
+    np.testing.assert_allclose(moved[inside], found["action"][:-1, 0][inside], atol=1e-5)
 
 
 def test_giving_up(tmp_path: Path, toy: list[str]) -> None:
