@@ -61,4 +61,4 @@ def test_evaluating_what_does_not_fit_is_told(tmp_path: Path) -> None:
     assert "observation.image has shape (3, 96, 96)" in out
     assert "did you mean 'policy.horizon'?" in run("evaluate", path, *SHORT, "policy.horizn=3", status=2)
     assert "do not fit: unet." in run("evaluate", path, *SHORT, "policy.kernel_size=3", status=2)
-    assert "the checkpoint decides it" in run("evaluate", path, *SHORT, "policy=act", status=2)
+    assert "the checkpoint decides the policy" in run("evaluate", path, *SHORT, "policy=act", status=2)
