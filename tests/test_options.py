@@ -35,7 +35,7 @@ CONTEXTS = {
 TYPES = {"aloha": "aloha_insertion", "xarm": "xarm_lift"}
 """What the reference calls an environment whose file has another name here."""
 
-PENDING = {"policy=pi0", "online=default", "env=aloha_insertion", "env=xarm_lift"}
+PENDING = {"online=default", "env=aloha_insertion", "env=xarm_lift"}
 """Files that their rows were written for before they came."""
 
 

@@ -1,13 +1,16 @@
 """pi0's flow, what it remembers, what it trains, and what it refuses."""
 
+import json
 import math
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from toys_pi0 import LANGUAGE, VISION, make_batch, make_policy, make_spec, write_tokenizer
 
+from robolearn import lerobot
 from robolearn.errors import UserError
 from robolearn.policies.pi0 import Pi0Policy
 from robolearn.policies.pi0.attention import ATTENTION
@@ -332,3 +335,69 @@ def test_the_published_sizes_are_built_without_memory() -> None:
     count = sum(p.numel() for p in policy.parameters())
     assert count == pytest.approx(3.24e9, rel=0.01)  # PaliGemma's 2.92 and the expert's 0.31
     assert math.isclose(policy.paligemma.words.weight.numel(), 257152 * 2048)
+
+
+@pytest.mark.parametrize("robot", ["aloha", "pusht", "pusht_keypoints", "xarm"])
+def test_every_published_parameter_has_its_place(shared: Path, robot: str) -> None:
+    rows = [line.split("\t") for line in (shared / f"golden/state_dict_keys/pi0_{robot}.tsv").read_text().splitlines()]
+    published = {row[0]: tuple(json.loads(row[2])) for row in rows if row[2].startswith("[")}
+    assert len(published) > 700
+    with torch.device("meta"):
+        policy = Pi0Policy(make_spec(dim=14, size=(480, 640)))
+    ours = {name: tuple(parameter.shape) for name, parameter in policy.named_parameters()}
+    places = {name: lerobot.rename("pi0")(name) for name in published}
+    found = {place[1]: published[name] for name, place in places.items() if place and place[0] == "policy"}
+    assert found == ours
+    # Nothing uses the expert's output layer; all else is kept.
+    assert [name for name, place in places.items() if place is None] == [
+        "model.paligemma_with_expert.gemma_expert.lm_head.weight"
+    ]
+
+
+def write_paligemma(folder: Path, prefix: str, tower: str, words: str, **changed: torch.Tensor) -> Pi0Policy:
+    """Save the weights of a tiny PaliGemma as some version of transformers names them; returns their policy."""
+    policy = make_policy(seed=3)
+    names = {"vision.": f"{prefix}{tower}", "projector.": f"{prefix}multi_modal_projector.linear.", "words.": words}
+    names["language."] = f"{prefix}language_model." if prefix else "language_model.model."
+    tensors = {}
+    for name, value in policy.paligemma.state_dict().items():
+        part = next(part for part in names if name.startswith(part))
+        tensors[names[part] + name.removeprefix(part)] = value.clone()
+    folder.mkdir()
+    halves = dict(list(tensors.items())[::2]), dict(list(tensors.items())[1::2]) | changed
+    for number, half in enumerate(halves):
+        save_file(half, folder / f"model-{number}.safetensors")
+    return policy
+
+
+LAYOUTS = {
+    "transformers 4": ("", "vision_tower.vision_model.", "language_model.model.embed_tokens."),
+    "transformers 5": ("model.", "vision_tower.", "lm_head."),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_starts_from_weights_of_paligemma(tmp_path: Path, layout: str) -> None:
+    source = write_paligemma(tmp_path / "weights", *LAYOUTS[layout])
+    policy = make_policy(seed=4, pretrained_paligemma=str(tmp_path / "weights"))
+    policy.load_pretrained()
+    for name, value in policy.paligemma.state_dict().items():
+        assert torch.equal(value, source.paligemma.state_dict()[name]), name
+    assert not torch.equal(policy.action_in.weight, source.action_in.weight)
+
+
+def test_weights_that_do_not_fit_are_refused(tmp_path: Path) -> None:
+    def refusal(**options: Any) -> str:
+        with pytest.raises(UserError) as caught:
+            make_policy(**options).load_pretrained()
+        return str(caught.value)
+
+    write_paligemma(tmp_path / "good", *LAYOUTS["transformers 5"])
+    other = {"language": {**LANGUAGE, "vocab_size": 301}, "pretrained_paligemma": str(tmp_path / "good")}
+    assert "see policy.vision and policy.language" in refusal(**other)
+    write_paligemma(tmp_path / "more", *LAYOUTS["transformers 5"], odd=torch.zeros(1))
+    assert "a parameter odd that policy=pi0 does not know" in refusal(pretrained_paligemma=str(tmp_path / "more"))
+    (tmp_path / "good/model-1.safetensors").unlink()
+    assert "lacks" in refusal(pretrained_paligemma=str(tmp_path / "good"))
+    (tmp_path / "good/model-0.safetensors").write_bytes(b"damaged")
+    assert "is damaged" in refusal(pretrained_paligemma=str(tmp_path / "good"))

@@ -1,11 +1,13 @@
 """pi0 from the command line: train, go on, evaluate, in the words of the dataset and in others."""
 
 import json
+import runpy
+import sys
 from pathlib import Path
 
 import pytest
 from synthetic import write_dataset
-from toys_cli import metrics, run
+from toys_cli import ROOT, metrics, run
 from toys_pi0 import LANGUAGE, VISION, write_tokenizer
 
 from robolearn.cli.build import check
@@ -70,6 +72,25 @@ def test_trains_goes_on_and_evaluates(dataset: list[str], tmp_path: Path) -> Non
     other = evaluate("other", "eval.task=rest")
     assert other["task"] == "rest"
     assert other["avg_sum_reward"] != own["avg_sum_reward"]
+    missing = ["device=cpu", "tokenizer=nobody/nothing", f"output_dir={tmp_path / 'missing'}"]
+    told = run("evaluate", f"checkpoint={folder}", *missing, status=2)
+    assert "policy.tokenizer=nobody/nothing: there is no such folder" in told
+
+
+def test_the_benchmark_measures(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    keys = [
+        "size=tiny",
+        "device=cpu",
+        "batch_size=1",
+        "compile=false",
+        "repeats=1",
+        "variants=all+checkpointing,expert",
+    ]
+    monkeypatch.setattr(sys, "argv", ["pi0.py", *keys])
+    runpy.run_path(str(ROOT / "benchmarks/pi0.py"), run_name="__main__")
+    figures = json.loads(capsys.readouterr().out.splitlines()[-1])
+    for part in ("train all+checkpointing", "train expert", "act"):
+        assert figures[part]["ms"] > figures[part]["floor_ms"] > 0
 
 
 def refusal(argv: list[str]) -> str:

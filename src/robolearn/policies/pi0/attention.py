@@ -47,15 +47,20 @@ def _flex(queries: Tensor, keys: Tensor, values: Tensor, mask: Any) -> Tensor:
             "policy.attention_implementation=flex trains on a GPU only, because PyTorch has no gradients of it "
             "elsewhere; use sdpa."
         )
-    attend = _compiled(flex_attention) if queries.is_cuda else flex_attention
+    attend = _fast(flex_attention, queries)
     queries, keys, values = (x.transpose(1, 2) for x in (queries, keys, values))
     return _joined(attend(queries, keys, values, block_mask=mask, enable_gqa=True))
 
 
 def _block_mask(mask: Tensor) -> Any:
-    create = _compiled(create_block_mask) if mask.is_cuda else create_block_mask
+    create = _fast(create_block_mask, mask)
     batch, queries, keys = mask.shape
     return create(lambda b, h, q, k: mask[b, q, k], batch, None, queries, keys, device=str(mask.device))
+
+
+def _fast(function: Callable[..., Any], tensor: Tensor) -> Callable[..., Any]:
+    """On a GPU, the function compiled, unless the caller is being compiled and compiles it along."""
+    return _compiled(function) if tensor.is_cuda and not torch.compiler.is_compiling() else function
 
 
 @cache
