@@ -29,6 +29,10 @@ def datasets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         "cameras": write_dataset(folder / "cameras", episodes=1, cameras=(CAMERA, OTHER)),
     }
     made["shapes"] = _reshaped(made["cameras"], folder / "shapes", OTHER)
+    made["unrewarded"] = shutil.copytree(made["camera"], folder / "unrewarded")
+    info = json.loads((made["unrewarded"] / "meta/info.json").read_text())
+    del info["features"]["next.reward"]
+    (made["unrewarded"] / "meta/info.json").write_text(json.dumps(info))
     made["oblong"] = _reshaped(made["camera"], folder / "oblong", CAMERA)
     return made
 
@@ -119,6 +123,7 @@ RULES = {
     ),
     "tdmpc: cameras": ("cameras", TDMPC, "policy=tdmpc takes one camera"),
     "tdmpc: square": ("oblong", TDMPC, "policy=tdmpc takes square images, those of observation.image are 96 x 128"),
+    "tdmpc: rewards": ("unrewarded", TDMPC, "TdmpcPolicy learns from rewards, but the dataset has no next.reward"),
     "vqbet: backbone": ("camera", [*VQBET, "policy.vision_backbone=vgg16"], "policy.vision_backbone=vgg16"),
     "vqbet: two cameras": (
         "cameras",

@@ -21,6 +21,7 @@ from torch.optim import Optimizer
 from robolearn.cli.compose import Job
 from robolearn.config import BESIDE, check_targets, hint
 from robolearn.data.cache import default_folder
+from robolearn.data.dataset import LeRobotDataset
 from robolearn.data.loader import Loader
 from robolearn.data.multi import MultiDataset
 from robolearn.data.sampling import BatchSampler, WeightedSampler
@@ -301,6 +302,11 @@ def _check_policy(cfg: DictConfig, dataset: Any) -> Policy:
     except (NotImplementedError, RuntimeError):  # its constructor computes with its weights
         policy = build_policy(cfg, dataset.spec)
     Normalizer(dataset.spec, policy.normalization_mapping, dataset.stats)
+    if policy.window.reward and isinstance(dataset, LeRobotDataset | MultiDataset) and not dataset.has_rewards:
+        raise UserError(
+            f"policy: {type(policy).__name__} learns from rewards, but the dataset has no next.reward; "
+            "choose another one."
+        )
     return policy
 
 

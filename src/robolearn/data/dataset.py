@@ -101,6 +101,11 @@ class LeRobotDataset:
         return self._device
 
     @property
+    def has_rewards(self) -> bool:
+        """Whether batches may hold ``next.reward``."""
+        return "next.reward" in self.meta.columns
+
+    @property
     def picture_bytes(self) -> int:
         """What the decoded pictures take."""
         return sum(self.num_frames * int(np.prod(column.shape)) for column in self.meta.cameras.values())

@@ -104,6 +104,11 @@ class MultiDataset:
         """Where `batch` gathers. Known once loaded."""
         return self.datasets[0].device
 
+    @property
+    def has_rewards(self) -> bool:
+        """Whether batches may hold ``next.reward``."""
+        return all(dataset.has_rewards for dataset in self.datasets)
+
     def load(self, device: torch.device) -> "MultiDataset":
         """Load all datasets into the same place; see `LeRobotDataset.load`.
 
