@@ -3,7 +3,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
-# A dataset to train on: a folder, or the id of one on the Hugging Face hub (which is then downloaded).
+# A dataset to train on: a folder, or the id of one on the Hugging Face hub (which is then downloaded); none: collect one.
 DATASET ?=
 # Any keys to override, such as ARGS="seed=1 offline.steps=500".
 ARGS ?=
@@ -22,7 +22,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt scripts/setup.sh
 	PYTHON=$(PYTHON) VENV=$(VENV) scripts/setup.sh
 	@touch $@
 
-train: setup ## train and evaluate a policy: make train DATASET=path/or/hub_id
+train: setup ## collect, train and evaluate; or on a dataset: make train DATASET=path/or/hub_id
 	BIN=$(BIN) scripts/train.sh "$(DATASET)" $(ARGS)
 
 test: setup ## the fast tests

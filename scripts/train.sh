@@ -37,5 +37,7 @@ The run is in $folder:
 Go on:
   $BIN/robolearn-train +experiment=$recipe ${data[*]} output_dir=$folder offline.steps=20000
   $BIN/robolearn-eval checkpoint=$folder eval.n_episodes=100
-  $BIN/robolearn-dataset show DATASET
 END
+[[ -z $dataset ]] || exit 0
+echo "  $BIN/robolearn-dataset show $demonstrations"
+echo "  $BIN/robolearn-collect out=data/pusht_images episodes=200   # with images; see docs/datasets.md"

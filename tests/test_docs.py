@@ -33,6 +33,8 @@ def commands(page: Path) -> list[str]:
 
 
 def smaller(command: str) -> str:
+    if command.startswith("robolearn-collect"):
+        return re.sub(r"episodes=\d+", "episodes=2", command)
     if not command.startswith("robolearn-train") or "--help" in command or "--cfg" in command:
         return command
     options = SMALL if "env=none" in command else SMALL | SMALL_EVALUATION

@@ -62,7 +62,6 @@ class PushT(Simulator):
     """
 
     id_key = "env.task"
-    instruction = "Push the T-shaped block onto the T-shaped target."
     mend = staticmethod(order_shapes)
 
     def __init__(

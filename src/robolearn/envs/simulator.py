@@ -58,15 +58,13 @@ class Simulator:
         success_key: The info's key that says success at a step; null for an environment that knows none.
         kwargs: Further arguments of the environment.
         environ: Environment variables that the simulator needs, where they are not already set.
-        instruction: What is to be done, in words, for policies that read it.
+        instruction: What is to be done, in words, for policies that read it and for datasets.
 
     Raises:
         UserError: A value can't be right.
     """
 
     id_key = "env.id"
-    instruction: str | None = None
-    """What is to be done, in words, as datasets record it."""
     mend: Callable[[gym.Env], gym.Env] | None = None
     """Mends what a simulator does wrong, before the adapters see it; importable, since workers import it."""
 
