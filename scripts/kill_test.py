@@ -1,10 +1,11 @@
 #!/usr/bin/env python
 """Kill a training run with SIGKILL again and again, and see that it ends as one that was never killed.
 
-    python scripts/kill_test.py DATASET_DIR [--kills 20] [--seed 0] [robolearn-train overrides ...]
+    python scripts/kill_test.py DATASET_DIR [--kills 20] [--seed 0] [--online] [robolearn-train overrides ...]
 
 Half of the kills come at a random moment of training, half while a checkpoint is being written. In the end the
-weights, the optimizer's state and the logged losses of the two runs must be equal, bit for bit.
+weights, the optimizer's state, the logged losses and, with --online, the collected episodes of the two runs must be
+equal, bit for bit.
 """
 
 import argparse
@@ -26,6 +27,15 @@ env=pusht env.episode_length=20 eval.n_episodes=1 eval.batch_size=1 eval.n_video
 device=cpu batch_size=4 log_freq=5 save_freq=5 offline.steps=150 scheduler.num_warmup_steps=5
 """
 
+TINY_ONLINE = """
+policy=tdmpc policy.image_encoder_hidden_dim=4 policy.state_encoder_hidden_dim=16 policy.mlp_dim=16
+policy.cem_iterations=2 policy.n_gaussian_samples=16 policy.n_pi_samples=4 policy.n_elites=4
+env=pusht env.episode_length=20 eval.n_episodes=1 eval.batch_size=1 eval.n_videos=0 eval_freq=100
+device=cpu batch_size=4 log_freq=5 save_freq=5 offline.steps=20
+online=default online.steps=130 online.steps_between_rollouts=7 online.env_seed=0 online.buffer_capacity=100
+online.buffer_seed_size=30 online.rollout_n_episodes=2 online.rollout_batch_size=2
+"""
+
 
 def main() -> int:
     """Run both and compare; 1 when they differ."""
@@ -33,11 +43,13 @@ def main() -> int:
     parser.add_argument("dataset", type=Path)
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--online", action="store_true", help="kill a run that collects episodes")
     arguments, overrides = parser.parse_known_args()
     random.seed(arguments.seed)
     with tempfile.TemporaryDirectory() as folder:
         whole, killed = Path(folder, "whole"), Path(folder, "killed")
-        command = [f"dataset.root={arguments.dataset.resolve()}", *TINY.split(), *overrides]
+        tiny = TINY_ONLINE if arguments.online else TINY
+        command = [f"dataset.root={arguments.dataset.resolve()}", *tiny.split(), *overrides]
         finish(command, whole)
         resumed = [kill_once(command, killed, i % 2 == 1) for i in range(arguments.kills)]
         finish(command, killed)
@@ -105,12 +117,16 @@ def compare(whole: Path, killed: Path) -> list[str]:
     one, other = whole / "checkpoints/last", killed / "checkpoints/last"
     if one.resolve().name != other.resolve().name:
         return [f"last checkpoints are {one.resolve().name} and {other.resolve().name}"]
-    for name in ("model.safetensors", "train.safetensors"):
+    names = [name for name in ("model.safetensors", "train.safetensors") if (one / name).exists()]
+    for name in names:
         a, b = load_file(one / name), load_file(other / name)
         problems += [f"{name}: {key} differs" for key in a if not torch.equal(a[key], b[key])]
     a, b = (torch.load(path / "state.pt", weights_only=True) for path in (one, other))
-    for key in ("optimizer", "schedule", "ema", "random"):
-        problems += differing(a[key], b[key], f"state.pt: {key}")
+    for key in ("optimizer", "schedule", "ema", "random", "online"):
+        problems += differing(a.get(key), b.get(key), f"state.pt: {key}")
+    episodes = [{file.name: file.read_bytes() for file in (path / "replay").glob("0*")} for path in (whole, killed)]
+    if episodes[0] != episodes[1]:
+        problems.append(f"collected episodes differ: {sorted(episodes[0])} and {sorted(episodes[1])}")
     losses = [logged(path / "metrics.jsonl") for path in (whole, killed)]
     if losses[0] != losses[1]:
         problems.append(f"metrics.jsonl differs: {losses[0]} and {losses[1]}")
@@ -120,7 +136,7 @@ def compare(whole: Path, killed: Path) -> list[str]:
 def logged(path: Path) -> list[tuple[Any, ...]]:
     """Step, losses and evaluation of each line, without what depends on the clock."""
     lines = [json.loads(line) for line in path.read_text().splitlines()]
-    keys = ("step", "train/loss", "train/grad_norm", "eval/avg_sum_reward")
+    keys = ("step", "train/loss", "train/grad_norm", "eval/avg_sum_reward", "online/avg_sum_reward")
     return [tuple(line.get(key) for key in keys) for line in lines]
 
 

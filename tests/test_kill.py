@@ -14,12 +14,16 @@ from synthetic import write_dataset
 from toys_trainer import Line, trained
 
 SCRIPT = Path(__file__).resolve().parents[1] / "scripts" / "kill_test.py"
-SHORT = ["offline.steps=40", "eval_freq=20", "env.episode_length=5", "policy.down_dims=[8,16]", "use_ema=true"]
+SHORT = {
+    "offline": ["offline.steps=40", "eval_freq=20", "env.episode_length=5", "policy.down_dims=[8,16]", "use_ema=true"],
+    "online": ["--online", "online.steps=40", "env.episode_length=8", "eval_freq=0"],
+}
 
 
 @pytest.mark.slow
 @pytest.mark.pusht
-def test_a_killed_run_ends_as_one_that_was_not(tmp_path: Path) -> None:
+@pytest.mark.parametrize("phase", SHORT)
+def test_a_killed_run_ends_as_one_that_was_not(tmp_path: Path, phase: str) -> None:
     dataset = write_dataset(tmp_path / "dataset", episodes=3, length=20)
     command = [
         sys.executable,
@@ -27,7 +31,7 @@ def test_a_killed_run_ends_as_one_that_was_not(tmp_path: Path) -> None:
         str(dataset),
         "--kills",
         "2",
-        *SHORT,
+        *SHORT[phase],
         f"dataset.cache_dir={tmp_path / 'cache'}",
     ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "SDL_VIDEODRIVER": "dummy"}

@@ -1,6 +1,7 @@
 """docs/options.md: every option of the reference has a row, whose key is there, has the default told, and is read."""
 
 import ast
+import dataclasses
 import functools
 import inspect
 import json
@@ -246,6 +247,9 @@ def is_read(key: str, cfg: DictConfig) -> bool:
     if not found:
         return f"${{{key}}}" in (conf_dir() / "train.yaml").read_text()
     target, argument = found
+    if dataclasses.is_dataclass(target):  # its constructor is written by Python, others read the field
+        modules = (ROOT / "src/robolearn").rglob("*.py")
+        return any(re.search(rf"\.{argument}\b", path.read_text()) for path in modules)
     function = target.__init__ if inspect.isclass(target) else target
     tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
     return any(isinstance(n, ast.Name) and n.id == argument and isinstance(n.ctx, ast.Load) for n in ast.walk(tree))

@@ -26,6 +26,7 @@ class Agent:
         device: Where the policy computes.
         amp_dtype: Precision of autocast; None computes in float32.
         tasks: What is to be done, in words, for a policy that reads it: one for all environments, or one for each.
+        explore: Act as the policy does to collect what it learns from.
     """
 
     def __init__(
@@ -35,6 +36,7 @@ class Agent:
         device: torch.device,
         amp_dtype: torch.dtype | None = None,
         tasks: Sequence[str] = (),
+        explore: bool = False,
     ) -> None:
         self.policy, self.normalizer, self.device, self.amp_dtype = policy, normalizer, device, amp_dtype
         # A model-based policy's window also looks ahead, which only a dataset can.
@@ -44,7 +46,8 @@ class Agent:
         self.tasks = tasks if policy.reads_tasks else ()
         encoded = policy.encode_tasks(tasks) if policy.reads_tasks else {}
         self._tasks = {key: value.to(device) for key, value in encoded.items()}
-        self._act = policy.actor()
+        self._new_actor = policy.explorer if explore else policy.actor
+        self._act = self._new_actor()
         coeff = policy.temporal_ensemble_coeff
         self._ensemble = None if coeff is None else Ensemble(coeff)
 
@@ -52,7 +55,7 @@ class Agent:
         """Forget everything; call it when episodes start."""
         self._history.clear()
         self._actions.clear()
-        self._act = self.policy.actor()
+        self._act = self._new_actor()
         if self._ensemble:
             self._ensemble.reset()
 

@@ -105,6 +105,10 @@ class Checkpoints:
             raise UserError(f"Every checkpoint in {self.folder} is damaged; start afresh with another output_dir.")
         return None
 
+    def steps(self) -> list[int]:
+        """The steps of the checkpoints that are there."""
+        return [int(folder.name) for folder in self._folders()]
+
     def score(self, step: int, scalars: Mapping[str, float]) -> None:
         """Note the evaluation of the checkpoint of this step, where there is one, and move ``best``."""
         folder = self.folder / f"{step:08d}"

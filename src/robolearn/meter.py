@@ -41,6 +41,14 @@ class Meter:
         yield
         self.waited += time.perf_counter() - begin
 
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Time spent in the block is not training and counts nowhere."""
+        begin = time.perf_counter()
+        yield
+        if self._since is not None:
+            self._since += time.perf_counter() - begin
+
     def add(self, samples: int, scalars: Mapping[str, Tensor]) -> None:
         """Add one batch's scalars (detached, on the device)."""
         self.samples += samples

@@ -2,10 +2,10 @@
 
 import logging
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import ExitStack, closing, nullcontext
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,6 @@ from tqdm import tqdm
 
 from robolearn.agent import Agent
 from robolearn.checkpoint import Checkpoints, load_models, load_trained, random_state, set_random_state
-from robolearn.data.loader import Loader
 from robolearn.ema import Ema
 from robolearn.errors import UserError
 from robolearn.evaluate import Evaluator, Stopped
@@ -23,6 +22,7 @@ from robolearn.graph import CapturedStep, Scalars
 from robolearn.logger import Logger
 from robolearn.meter import Meter
 from robolearn.normalize import Normalizer
+from robolearn.online import Collector
 from robolearn.optim import make_capturable, portable_state
 from robolearn.policies.base import Policy
 from robolearn.run import Run, flatten
@@ -46,6 +46,14 @@ class Phase:
     def __post_init__(self) -> None:
         if self.steps < 0:
             raise UserError(f"steps={self.steps} must not be negative.")
+
+
+class Batches(Protocol):
+    """Where batches come from."""
+
+    def starting_at(self, k: int) -> Generator[Batch, None, None]:
+        """Batches k, k + 1, ... without end, each a function of its number and of what was collected by then."""
+        ...
 
 
 @dataclass
@@ -85,13 +93,14 @@ class Trainer:
         amp_dtype: Precision of autocast; None computes in float32.
         compile: Compile the loss.
         cuda_graph: Capture the update in a CUDA graph; None: try to.
+        collector: Collects episodes in the online phase; None where there is none.
     """
 
     policy: Policy
     normalizer: Normalizer
     optimizer: Optimizer
     schedule: LRScheduler
-    loader: Loader
+    loader: Batches
     device: torch.device
     steps: int
     cadence: Cadence
@@ -109,6 +118,7 @@ class Trainer:
     amp_dtype: torch.dtype | None = None
     compile: bool = False
     cuda_graph: bool | None = False
+    collector: Collector | None = None
 
     def __post_init__(self) -> None:
         self.step = 0
@@ -132,6 +142,8 @@ class Trainer:
         """Run to the last step; returns the last value of the checkpoints' metric, which sweeps read."""
         with self.run.running(), Interrupts() as self.interrupts, ExitStack() as stack:
             stack.callback(self.logger.close)
+            if self.collector:
+                stack.callback(self.collector.close)
             self.restore()
             self.prepare()
             batches = stack.enter_context(
@@ -140,12 +152,13 @@ class Trainer:
             bar = stack.enter_context(self.progress_bar())
             self.meter.start()
             while self.step < self.steps:
+                self.collect()
                 self.update(batches)
                 self.step += 1
                 self.run.step = self.step
                 bar.update()
                 if self.due(self.cadence.log_freq):
-                    self.scalars = self.measure()
+                    self.scalars |= self.measure()
                     bar.set_postfix_str(self.meter.text(self.scalars))
                 if self.saves():
                     self.save()
@@ -158,6 +171,16 @@ class Trainer:
         """What comes between the last state that was loaded and the first update."""
         if self.captured:
             make_capturable(self.optimizer, self.device)
+
+    def collect(self) -> None:
+        """Let the policy collect what is due before the next update."""
+        while self.collector:
+            try:
+                with self.meter.paused():
+                    self.scalars |= self.collector(self.step, self.exploring, self.interrupted)
+                break
+            except Stopped:
+                self.leave()  # a restart collects it again, and so does a run that goes on
 
     def update(self, batches: Iterator[Batch]) -> None:
         """One optimizer step; nothing in it waits for the device."""
@@ -219,10 +242,9 @@ class Trainer:
     def evaluate(self) -> dict[str, float]:
         """Run episodes with the weights that act; the randomness of training is not touched."""
         assert self.evaluator
-        acting = self.acting()
-        agent = Agent(acting.eval(), self.normalizer, self.device, self.amp_dtype, self.told)
+        agent = Agent(self.acting().eval(), self.normalizer, self.device, self.amp_dtype, self.told)
         folder = self.run.folder / "eval" / f"{self.step:08d}"
-        result = self.evaluator(agent, folder, stop=lambda: self.interrupts.pending is not None)
+        result = self.evaluator(agent, folder, stop=self.interrupted)
         told = ", ".join(f"{name} {value:.3g}" for name, value in result.scalars.items())
         log.info("Evaluated step %d: %s; videos in %s.", self.step, told, folder)
         self.last_evaluation = result.scalars
@@ -255,7 +277,11 @@ class Trainer:
             "last_evaluation": self.last_evaluation,
             "random": random_state(),
         }
+        if self.collector:
+            state["online"] = self.collector.state_dict(self.step)
         self.checkpoints.save(self.step, self.models(), self.policy, state)
+        if self.collector:
+            self.collector.saved(self.checkpoints.steps())
         self.saved = self.step
 
     def restore(self) -> None:
@@ -270,6 +296,8 @@ class Trainer:
                 self.policy.load_pretrained()
             if self.ema:
                 self.ema.copy()
+            if self.collector:
+                self.collector.replay.clear()
             self.logger.text("config", self.checkpoints.config)
             return
         folder, state = found
@@ -282,6 +310,8 @@ class Trainer:
         if self.ema:
             self.ema.load_state_dict(state["ema"])
         self.meter.load_state_dict(state["meter"])
+        if self.collector and "online" in state:
+            self.collector.load_state_dict(state["online"])
         self.scalars, self.last_evaluation = state["scalars"], state["last_evaluation"]
         set_random_state(state["random"])
         log.info("Resumed from %s at step %d.", folder, self.step)
@@ -328,6 +358,14 @@ class Trainer:
     def acting(self) -> Policy:
         """The policy that acts: the average of weights where there is one."""
         return cast(Policy, self.ema.model) if self.ema else self.policy
+
+    def exploring(self) -> Agent:
+        """What collects episodes."""
+        return Agent(self.acting().eval(), self.normalizer, self.device, self.amp_dtype, self.told, explore=True)
+
+    def interrupted(self) -> bool:
+        """Whether a signal asks the run to leave."""
+        return self.interrupts.pending is not None
 
     def models(self) -> dict[str, nn.Module]:
         """The modules that act, as they are saved."""

@@ -18,17 +18,20 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch.optim import Optimizer
 
+from robolearn.agent import Agent
 from robolearn.cli.compose import Job
 from robolearn.config import BESIDE, check_targets, hint
 from robolearn.data.cache import default_folder
 from robolearn.data.dataset import LeRobotDataset
 from robolearn.data.loader import Loader
+from robolearn.data.mixing import PhasedLoader
 from robolearn.data.multi import MultiDataset
 from robolearn.data.sampling import BatchSampler, WeightedSampler
 from robolearn.data.transforms import ImageTransforms
 from robolearn.envs import check_same_spec
 from robolearn.errors import UserError
 from robolearn.normalize import Normalizer
+from robolearn.online import Collector
 from robolearn.optim import is_capturable, merge_options
 from robolearn.policies.base import Policy
 from robolearn.pretrained import locate, policy_node
@@ -118,8 +121,6 @@ def check_roots(cfg: DictConfig) -> None:
         value = OmegaConf.select(cfg, key)
         if value < least:
             raise UserError(f"{key}={value}: it must be at least {least}.")
-    if cfg.online.steps > 0:
-        raise UserError(f"online.steps={cfg.online.steps}: training online is not built yet; use online=none.")
     if cfg.grad_clip_norm is not None and cfg.grad_clip_norm <= 0:
         raise UserError(f"grad_clip_norm={cfg.grad_clip_norm}: it must be positive, or null to clip nothing.")
     check_one_of("amp_dtype", cfg.amp_dtype, AMP)
@@ -284,6 +285,8 @@ def check_parts(cfg: DictConfig, seen: dict[str, Any]) -> Policy:
         once(lambda: build("eval", cfg, env=simulator), "env", "eval")
     once(lambda: _check_transforms(cfg, dataset), "image_transforms", "dataset")
     policy = once(lambda: _check_policy(cfg, dataset), "policy", "dataset")
+    _check_rewards(cfg, policy, dataset)
+    once(lambda: build("online", cfg).check(policy, simulator, cfg.offline.steps), "online", "offline", "policy", "env")
     groups = list(policy.param_groups())
     once(lambda: _check_optimizer(cfg, groups), "policy", "optimizer", "scheduler", "param_groups", "offline")
     return policy
@@ -321,6 +324,16 @@ def _check_tasks(cfg: DictConfig, policy: Policy, seen: dict[str, Any]) -> None:
         if (simulator := build("env", cfg)) is not None:
             policy.encode_tasks(told(policy, build("eval", cfg, env=simulator), tasks))
         seen[name] = True
+
+
+def _check_rewards(cfg: DictConfig, policy: Policy, dataset: Any) -> None:
+    """A policy that learns from rewards needs a dataset that has them."""
+    columns = getattr(dataset, "meta", None) and dataset.meta.columns
+    if policy.needs_reward and columns is not None and "next.reward" not in columns:
+        raise UserError(
+            f"policy._target_={cfg.policy._target_} learns from rewards, but {dataset.name} has no next.reward; "
+            "choose another dataset, or collect one."
+        )
 
 
 def _check_pretrained(cfg: DictConfig, policy: Policy) -> None:
@@ -416,6 +429,24 @@ def statistics_of(dataset: Any, policy: Policy) -> tuple[Stats, list[Stats] | No
     return each[dataset.acts_with], each
 
 
+def mix_in(
+    collector: Collector, offline: Loader, loader: Callable[[int, int], Loader], cfg: DictConfig
+) -> PhasedLoader:
+    """The batches of both phases: `offline`, then the demonstrations' share by `loader` and the rest collected."""
+    n_replay = round(cfg.online.sampling_ratio * cfg.batch_size)
+    return PhasedLoader(
+        offline=offline,
+        demonstrations=loader(cfg.batch_size - n_replay, cfg.seed + 1) if n_replay < cfg.batch_size else None,
+        replay=collector.replay,
+        n_replay=n_replay,
+        window=offline.window,
+        device=offline.device,
+        switch=cfg.offline.steps * cfg.gradient_accumulation_steps,
+        least_frames=cfg.online.buffer_seed_size,
+        seed=cfg.seed,
+    )
+
+
 def build_trainer(cfg: DictConfig, run: Run) -> Trainer:
     """The trainer of a run, with its dataset loaded; nothing is trained yet.
 
@@ -438,14 +469,27 @@ def build_trainer(cfg: DictConfig, run: Run) -> Trainer:
     frames = dataset.load(device)
     stats, each = statistics_of(dataset, policy)
     normalizer = Normalizer(dataset.spec, policy.normalization_mapping, stats, each, policy.space).to(device)
-    sampler = make_sampler(dataset, policy.drop_n_last_frames, cfg.batch_size, cfg.seed)
     evaluator = build("eval", cfg, env=simulator) if simulator is not None else None
+    words = told(policy, evaluator, dataset.spec.tasks) if evaluator else []
+    amp_dtype = AMP[cfg.amp_dtype] if cfg.use_amp else None
+
+    def loader(batch_size: int, seed: int) -> Loader:
+        sampler = make_sampler(dataset, policy.drop_n_last_frames, batch_size, seed)
+        return Loader(frames, sampler, policy.window, device, cfg.num_workers)
+
+    batches, collector = loader(cfg.batch_size, cfg.seed), None
+    if cfg.online.steps:
+        acting = Agent(policy, normalizer, device, amp_dtype, words)
+        collector = build("online", cfg).collector(
+            simulator, policy, dataset.spec, run.folder, acting, cfg.offline.steps
+        )
+        batches = mix_in(collector, batches, loader, cfg)
     return Trainer(
         policy=policy,
         normalizer=normalizer,
         optimizer=optimizer,
         schedule=build("scheduler", cfg, optimizer, num_training_steps=steps),
-        loader=Loader(frames, sampler, policy.window, device, cfg.num_workers),
+        loader=batches,
         device=device,
         steps=steps,
         cadence=Cadence(cfg.log_freq, cfg.eval_freq, cfg.save_freq, cfg.save_checkpoint),
@@ -458,11 +502,12 @@ def build_trainer(cfg: DictConfig, run: Run) -> Trainer:
         ema=build("ema", cfg, policy) if cfg.use_ema else None,
         start=start_of(cfg),
         tasks=TaskTable(policy, dataset.spec.tasks, device) if policy.reads_tasks else None,
-        told=told(policy, evaluator, dataset.spec.tasks) if evaluator else (),
+        told=words,
         image_transforms=build("image_transforms", cfg),
         grad_clip_norm=cfg.grad_clip_norm,
         gradient_accumulation_steps=cfg.gradient_accumulation_steps,
-        amp_dtype=AMP[cfg.amp_dtype] if cfg.use_amp else None,
         compile=pick_compile(cfg.compile, device),
         cuda_graph=pick_cuda_graph(cfg, device, policy, optimizer),
+        amp_dtype=amp_dtype,
+        collector=collector,
     )

@@ -217,11 +217,11 @@ class LeRobotDataset:
                 low, high = first[:, None], last[:, None]
                 rows[offsets] = (wanted.clamp(low, high), (wanted < low) | (wanted > high))
             where, pad = rows[offsets]
-            result[key] = _take(self._data[key], where, pin)
+            result[key] = take(self._data[key], where, pin)
             result[f"{key}_is_pad"] = pad.pin_memory() if pin else pad
         for key, values in self._data.items():
             if key not in windowed and not key.startswith("_") and (keys is None or key in keys):
-                result[key] = _take(values, indices, pin)
+                result[key] = take(values, indices, pin)
         return result
 
     def _offset(self, offsets: tuple[int, ...]) -> Tensor:
@@ -274,7 +274,7 @@ def _tensor(values: np.ndarray, key: str, spec: Spec) -> Tensor:
     return tensor.squeeze(1) if tensor.ndim == 2 and tensor.shape[1] == 1 else tensor
 
 
-def _take(data: Tensor, rows: Tensor, pin: bool) -> Tensor:
+def take(data: Tensor, rows: Tensor, pin: bool) -> Tensor:
     """``data[rows]`` for rows of any shape, into page-locked memory if `pin`."""
     shape = (*rows.shape, *data.shape[1:])
     if not pin:

@@ -48,6 +48,10 @@ class Loader:
         self.num_workers = num_workers
         self._pin = self.device.type == "cuda" and dataset.device.type == "cpu"
 
+    def __getitem__(self, k: int) -> Batch:
+        """Batch k, gathered now."""
+        return self._to_device(self._gather(self.sampler[k]))
+
     def starting_at(self, k: int) -> Generator[Batch, None, None]:
         """Batches k, k + 1, ... without end. Closing the generator ends its threads.
 
@@ -60,7 +64,7 @@ class Loader:
 
     def _direct(self, k: int) -> Generator[Batch, None, None]:
         while True:
-            yield self._to_device(self._gather(self.sampler[k]))
+            yield self[k]
             k += 1
 
     def _ahead(self, k: int) -> Generator[Batch, None, None]:

@@ -24,6 +24,7 @@ class Policy(nn.Module):
         reads_tasks: The policy is told what to do, in words, and needs what `encode_tasks` makes of them.
         capturable: A CUDA graph may hold an update: `loss` and `after_step` neither wait for the device, nor look at
             a tensor's value, nor keep numbers of their own on the host.
+        needs_reward: It learns from rewards, so that failures teach it too; otherwise it imitates what it sees.
     """
 
     window: Window
@@ -34,6 +35,7 @@ class Policy(nn.Module):
     space: Space | None = None
     reads_tasks: bool = False
     capturable: bool = True
+    needs_reward: bool = False
 
     @abstractmethod
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
@@ -64,6 +66,17 @@ class Policy(nn.Module):
     def actor(self) -> Callable[[Batch], Tensor]:
         """What one agent acts with between two resets: like `act`, and free to remember what it returned before."""
         return self.act
+
+    def explorer(self) -> Callable[[Batch], Tensor]:
+        """Like `actor`, to collect episodes that the policy will learn from; draws what exploring needs."""
+        return self.actor()
+
+    def check_online(self, offline_steps: int) -> None:  # noqa: B027 (most policies have no objection)
+        """See that the policy may collect episodes after so many updates.
+
+        Raises:
+            UserError: It may not.
+        """
 
     def param_groups(self) -> dict[str, list[nn.Parameter]]:
         """Parameters to train, in groups that the key ``param_groups`` may give options of their own by name."""

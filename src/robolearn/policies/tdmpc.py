@@ -58,6 +58,8 @@ class TdmpcPolicy(Policy):
         UserError: Options contradict each other or the spec; the message names them.
     """
 
+    needs_reward = True
+
     def __init__(
         self,
         spec: Spec,

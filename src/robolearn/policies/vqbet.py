@@ -213,6 +213,19 @@ class VqbetPolicy(Policy):
         self.offset_head = nn.Linear(gpt_output_dim, CODEBOOKS * vqvae_n_embed * action_chunk_size * action_dim)
         self.before_step(0)
 
+    def check_online(self, offline_steps: int) -> None:
+        """The tokenizer learns from demonstrations, before anything can act.
+
+        Raises:
+            UserError: It would still learn in the online phase.
+        """
+        if offline_steps < self.n_vqvae_training_steps:
+            raise UserError(
+                f"offline.steps={offline_steps} ends before the tokenizer has learnt "
+                f"(policy.n_vqvae_training_steps={self.n_vqvae_training_steps}), so that nothing could act online; "
+                "raise offline.steps."
+            )
+
     def before_step(self, step: int) -> None:
         """The tokenizer learns in the first `n_vqvae_training_steps` updates, everything else in those after."""
         tokenizing = step < self.n_vqvae_training_steps
