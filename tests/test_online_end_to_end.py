@@ -54,7 +54,7 @@ REFUSED = {
     "online.env_seed=null": r"online.env_seed is missing",
     "online.buffer_capacity=6 online.buffer_seed_size=0": r"online.buffer_capacity=6 is less than one episode",
     "online.sampling_ratio=1.1": r"online.sampling_ratio=1.1 must lie in \[0, 1\]",
-    "online.steps_between_rollout=3": r"did you mean 'steps_between_rollouts'",
+    "online.steps_between_rollout=3": r"did you mean 'online.steps_between_rollouts'",
 }
 
 
