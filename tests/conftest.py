@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from robolearn.envs import PushT
+from robolearn.envs import Aloha, PushT, Xarm
 from robolearn.errors import UserError
 
 SHARED = Path(__file__).resolve().parents[1] / ".." / "shared"
@@ -21,11 +21,16 @@ def shared() -> Path:
     return SHARED.resolve()
 
 
+SIMULATORS = {"pusht": PushT, "aloha": Aloha, "xarm": Xarm}
+
+
 @functools.cache
-def why_not_pusht() -> str | None:
-    """What the simulator lacks here, with the way to get it; None where it opens."""
+def why_not(name: str) -> str | None:
+    """What a simulator lacks here, with the way to get it; None where it opens and renders."""
     try:
-        _ = PushT().spec
+        env = SIMULATORS[name]().make(1)
+        env.reset(seed=[0])
+        env.close()
     except UserError as error:
         return str(error)
     return None
@@ -33,8 +38,9 @@ def why_not_pusht() -> str | None:
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Skip what needs a simulator that cannot be opened."""
-    if item.get_closest_marker("pusht") and why_not_pusht():
-        pytest.skip(why_not_pusht() or "")
+    for name in SIMULATORS:
+        if item.get_closest_marker(name) and (reason := why_not(name)):
+            pytest.skip(reason)
 
 
 @pytest.fixture

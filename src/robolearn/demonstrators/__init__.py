@@ -4,5 +4,12 @@ from robolearn.demonstrators.aloha_insertion import AlohaInsertionDemonstrator
 from robolearn.demonstrators.aloha_transfer_cube import AlohaTransferCubeDemonstrator
 from robolearn.demonstrators.base import Demonstrator
 from robolearn.demonstrators.pusht import PushTDemonstrator
+from robolearn.demonstrators.xarm import XarmLiftDemonstrator
 
-__all__ = ["AlohaInsertionDemonstrator", "AlohaTransferCubeDemonstrator", "Demonstrator", "PushTDemonstrator"]
+__all__ = [
+    "AlohaInsertionDemonstrator",
+    "AlohaTransferCubeDemonstrator",
+    "Demonstrator",
+    "PushTDemonstrator",
+    "XarmLiftDemonstrator",
+]

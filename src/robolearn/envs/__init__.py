@@ -1,6 +1,8 @@
 """Simulators, as gymnasium vector environments whose observations carry dataset keys."""
 
+from robolearn.envs.aloha import Aloha
 from robolearn.envs.pusht import PushT
 from robolearn.envs.simulator import Simulator, check_same_spec
+from robolearn.envs.xarm import Xarm
 
-__all__ = ["PushT", "Simulator", "check_same_spec"]
+__all__ = ["Aloha", "PushT", "Simulator", "Xarm", "check_same_spec"]

@@ -1,12 +1,10 @@
 """The recipe of a simulator: what conf/env describes."""
 
+import dataclasses
 import difflib
 import functools
-import importlib
 import logging
-import os
-import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import gymnasium as gym
@@ -21,24 +19,13 @@ from robolearn.envs.adapters import (
     make_vector,
     one_line,
 )
+from robolearn.envs.packages import import_package, missing
 from robolearn.errors import UserError
 
 if TYPE_CHECKING:  # torch stays out of the worker processes
     from robolearn.types import Spec
 
 log = logging.getLogger(__name__)
-
-SYSTEM_PACKAGES = {
-    "libGL": "libgl1 libglib2.0-0",
-    "libglib": "libgl1 libglib2.0-0",
-    "libgthread": "libgl1 libglib2.0-0",
-    "libEGL": "libegl1 libegl-mesa0 libgl1-mesa-dri",
-    "libOSMesa": "libosmesa6",
-    "libSDL2": "libsdl2-2.0-0",
-    "libX11": "libx11-6",
-    "libXext": "libxext6",
-}
-"""Debian's and Ubuntu's packages of the libraries that simulators load, by the library's name."""
 
 
 class Simulator:
@@ -65,8 +52,10 @@ class Simulator:
     """
 
     id_key = "env.id"
-    mend: Callable[[gym.Env], gym.Env] | None = None
-    """Mends what a simulator does wrong, before the adapters see it; importable, since workers import it."""
+    entry_point: str | None = None
+    """``module:Class`` to open in place of the registered one, whose faults it mends."""
+    preloads = True
+    """Whether the processes of a vector may be forked from one that has imported the simulator."""
 
     def __init__(
         self,
@@ -171,7 +160,7 @@ class Simulator:
             self.kwargs,
             self.environ,
             self.id_key,
-            self.mend,
+            self.entry_point,
         )
 
     def modules(self) -> list[str]:
@@ -180,8 +169,11 @@ class Simulator:
         Raises:
             UserError: The package is not installed.
         """
-        _import(self.package, self.environ)
-        entry = gym.registry[self.id].entry_point if self.id in gym.registry else None
+        if not self.preloads:
+            return []
+        import_package(self.package, self.environ)
+        registered = gym.registry[self.id].entry_point if self.id in gym.registry else None
+        entry = self.entry_point or registered
         modules = [self.package] if self.package else []
         return [*modules, entry.split(":")[0]] if isinstance(entry, str) else modules
 
@@ -194,26 +186,28 @@ def open_simulator(
     kwargs: Mapping[str, Any],
     environ: Mapping[str, str],
     id_key: str,
-    mend: Callable[[gym.Env], gym.Env] | None,
+    entry_point: str | None,
 ) -> gym.Env:
     """Open one simulator with its adapters; also runs in worker processes.
 
     Raises:
         UserError: A package, a library or the id is missing, or the environment refuses its arguments.
     """
-    _import(package, environ)
+    import_package(package, environ)
     try:
-        env = gym.make(id, disable_env_checker=True, **kwargs)
+        made = dataclasses.replace(gym.spec(id), entry_point=entry_point) if entry_point else id
+        env = gym.make(made, disable_env_checker=True, **kwargs)
     except gym.error.UnregisteredEnv as error:
         raise UserError(_unknown_id(id, id_key)) from error
     except (ImportError, gym.error.DependencyNotInstalled) as error:
-        raise UserError(_missing(error, package)) from error
+        raise UserError(missing(error, package)) from error
+    except UserError:
+        raise
     except Exception as error:  # the environment's own constructor may raise anything
         raise UserError(
             f"{id_key}={id} can't be opened with {_listed(kwargs)}: {one_line(error)}; check the keys of env."
         ) from error
     calm_threads()
-    env = mend(env) if mend else env
     return FreezeWhenDone(SuccessInfo(CanonicalObservation(env, features_map), success_key), id)
 
 
@@ -273,33 +267,6 @@ def _kind(key: str) -> Any:
     if key.startswith("observation.image"):
         return "VISUAL"
     return "ENV" if key == "observation.environment_state" else "STATE"
-
-
-def _import(package: str | None, environ: Mapping[str, str]) -> None:
-    for name, value in environ.items():
-        os.environ.setdefault(name, value)
-    if package is None:
-        return
-    try:
-        importlib.import_module(package)
-    except ImportError as error:
-        raise UserError(_missing(error, package)) from error
-
-
-def _missing(error: Exception, package: str | None) -> str:
-    library = re.search(r"(lib[\w+-]+)[\w.]*: cannot open shared object", str(error))
-    if library:
-        names = (p for name, p in SYSTEM_PACKAGES.items() if library[1].startswith(name))
-        packages = next(names, None)
-        way = f"apt-get install -y {packages}" if packages else f"install the package that holds {library[1]}"
-        return f"The simulator {package} needs the system library {library[1]}, which is not here: {way}"
-    module = getattr(error, "name", None) or package or ""
-    if isinstance(error, ModuleNotFoundError):
-        name = module.split(".")[0]
-        own = ", or add its folder to PYTHONPATH (env.package)" if name == package else ""
-        pip = f"pip install {name.replace('_', '-')}"
-        return f"The simulator needs the Python package {name}, which is not installed: {pip}{own}"
-    return f"The simulator's package {package} can't be imported: {one_line(error)}."
 
 
 def _unknown_id(id: str, id_key: str) -> str:
