@@ -1,7 +1,6 @@
 import subprocess
 import sys
 
-import gymnasium as gym
 import numpy as np
 import pytest
 import shapely
@@ -13,7 +12,7 @@ from robolearn.demonstrators.pusht import ride
 from robolearn.demonstrators.scene import Scene
 from robolearn.demonstrators.viperx import LOWER, UPPER, joints_for, rotation
 from robolearn.demonstrators.waypoints import UnreachableError, Waypoint, motion
-from robolearn.envs import PushT
+from robolearn.envs import Aloha, PushT
 from robolearn.errors import UserError
 
 FIELD = (0.0, 0.0, 100.0, 100.0)
@@ -28,13 +27,12 @@ def pusht():
 
 @pytest.fixture(scope="module", params=[AlohaTransferCubeDemonstrator, AlohaInsertionDemonstrator])
 def aloha(request):
-    """Aloha without its images, which need a graphics library, and its demonstrator."""
-    pytest.importorskip("gym_aloha", exc_type=ImportError)
-    id = {"transfer_cube": "AlohaTransferCube", "insertion": "AlohaInsertion"}[request.param.task]
-    env = gym.make(f"gym_aloha/{id}-v0", obs_type="pixels_agent_pos", disable_env_checker=True)
-    task = env.unwrapped._env.task  # type: ignore[attr-defined]
-    blank = {"top": np.zeros((480, 640, 3), np.uint8)}
-    task.get_observation = lambda physics: {"qpos": task.get_qpos(physics), "images": blank}
+    """Aloha without images, and its demonstrator."""
+    task = {"transfer_cube": "AlohaTransferCube-v0", "insertion": "AlohaInsertion-v0"}[request.param.task]
+    try:
+        env = Aloha(task=task, obs_type="state", render_mode=None).make(1).envs[0]  # type: ignore[union-attr]
+    except UserError as error:
+        pytest.skip(str(error))
     return env, request.param(env)
 
 

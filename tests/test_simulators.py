@@ -328,3 +328,10 @@ def test_the_pip_command_for_xarm_fits_this_python(monkeypatch):
     text = message(lambda: Xarm().spec)
     wanted = "--no-deps gym-xarm" if sys.version_info >= (3, 12) else "pip install gym-xarm"
     assert wanted in text
+
+
+@LIFT
+def test_torch_can_load_triton_after_a_simulator_has_loaded_opengl():
+    pytest.importorskip("triton")
+    code = "from robolearn.envs import Xarm; Xarm().make(1).reset(seed=[0]); import triton"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

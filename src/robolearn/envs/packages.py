@@ -1,6 +1,9 @@
 """What simulators stand on, Python packages and system libraries, and the command that gets what is missing."""
 
+import contextlib
 import importlib
+import importlib.util
+import multiprocessing
 import os
 import re
 import sys
@@ -38,6 +41,7 @@ def import_package(package: str | None, environ: Mapping[str, str]) -> None:
     """
     for name, value in environ.items():
         os.environ.setdefault(name, value)
+    _load_triton()
     if package is None:
         return
     try:
@@ -49,6 +53,14 @@ def import_package(package: str | None, environ: Mapping[str, str]) -> None:
         if not _speaks_of_gl(error):
             raise
         raise UserError(no_display(error)) from error
+
+
+def _load_triton() -> None:
+    # Mesa's OpenGL, which MuJoCo loads, brings an LLVM with which Triton crashes when it is imported after it, as torch
+    # does when it first needs it. Worker processes have no torch.
+    if multiprocessing.parent_process() is None and importlib.util.find_spec("triton"):
+        with contextlib.suppress(ImportError):
+            importlib.import_module("triton")
 
 
 def missing(error: Exception, package: str | None) -> str:
