@@ -20,9 +20,9 @@ else
   echo "1/3 Demonstrations: a script pushes the T onto its target, 300 times."
   "$BIN/robolearn-collect" env=pusht env.obs_type=environment_state_agent_pos "out=$demonstrations" episodes=300
   echo "2/3 The policy before any training, to compare with."
+  mkdir -p "$folder"
   "$BIN/robolearn-train" +experiment=first_run "${data[@]}" "output_dir=$folder/untrained" "$@" \
-    optimizer.lr=0 offline.steps=1 > "$folder.log" 2>&1 || { cat "$folder.log"; exit 1; }
-  mv "$folder.log" "$folder/untrained.log"
+    optimizer.lr=0 offline.steps=1 > "$folder/untrained.log" 2>&1 || { cat "$folder/untrained.log"; exit 1; }
   echo "3/3 Training, and the same episodes again."
   "$BIN/robolearn-train" +experiment=first_run "${data[@]}" "output_dir=$folder/trained" "$@"
   "$BIN/python" scripts/compare_runs.py "$folder/untrained" "$folder/trained"

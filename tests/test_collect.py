@@ -281,6 +281,17 @@ def test_what_is_wrong_is_told_before_anything_is_written(tmp_path: Path, toy: l
     assert not (tmp_path / "set").exists()
 
 
+def test_a_missing_library_is_told_before_anything_is_written(
+    tmp_path: Path, toy: list[str], capsys, monkeypatch
+) -> None:
+    def broken(*args, **kwargs):
+        raise ImportError("libGL.so.1: cannot open shared object file: No such file or directory")
+
+    monkeypatch.setattr("robolearn.envs.simulator.gym.make", broken)
+    assert "apt-get install -y libgl1" in refused(capsys, *toy, f"out={tmp_path}/set")
+    assert not (tmp_path / "set").exists()
+
+
 def test_recording_needs_no_torch() -> None:
     code = "import sys, robolearn.demonstrate; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -16,7 +16,7 @@ from robolearn.errors import UserError
 from robolearn.types import Window
 
 COLOURS = ("#2a6fdb", "#d1495b", "#2e8b57", "#e08e0b", "#7b4fa3", "#118a8a", "#8d5524", "#5c677d")
-WIDTH, HEIGHT, MARGIN = 640, 130, 34
+WIDTH, HEIGHT, MARGIN = 640, 130, 48
 BINS = 41
 
 PAGE = """<!doctype html>
