@@ -1,11 +1,11 @@
 #!/usr/bin/env python
 """A real SLURM of several nodes on this one machine, while a command runs in it.
 
-    python scripts/slurm_cluster.py [--nodes 4] [--cpus 4] [--gpus 2] [--port 17800] [--] COMMAND ...
+    python scripts/slurm_cluster.py [--nodes 4] [--cpus 4] [--gpus 2] [--] COMMAND ...
 
-Needs root and Debian's packages slurmctld, slurmd, slurm-client and munge (scripts/setup.sh installs them). Everything
-listens on this machine only and lies in a temporary folder; the GPUs are character devices that look like some. The
-partition ``main`` is the default and pre-empts ``low``, whose jobs have 30 s to save.
+Needs root and Debian's packages slurmctld, slurmd, slurm-client and munge; scripts/install_slurm.sh installs them.
+Everything listens on this machine only and lies in a temporary folder; the GPUs are character devices that look like
+some. The partition ``main`` is the default and pre-empts ``low``, whose jobs have 30 s to save.
 """
 
 import argparse
@@ -31,14 +31,13 @@ def main() -> int:
     parser.add_argument("--nodes", type=int, default=4)
     parser.add_argument("--cpus", type=int, default=4)
     parser.add_argument("--gpus", type=int, default=2)
-    parser.add_argument("--port", type=int, default=17800)
     parser.add_argument("command", nargs=argparse.REMAINDER)
     arguments = parser.parse_args()
     if reason := why_not():
         raise SystemExit(f"No SLURM can be started here: {reason}.")
     command = [part for part in arguments.command if part != "--"]
     with tempfile.TemporaryDirectory(prefix="slurm_") as folder:
-        cluster = Cluster(Path(folder), arguments.nodes, arguments.cpus, arguments.gpus, arguments.port)
+        cluster = Cluster(Path(folder), arguments.nodes, arguments.cpus, arguments.gpus)
         with cluster.running() as environment:
             return subprocess.call(command or ["sinfo"], env={**os.environ, **environment})
 
@@ -47,10 +46,20 @@ def why_not() -> str | None:
     """What is missing; None where a cluster can be started."""
     path = f"{os.environ.get('PATH', '')}:{SBIN}"
     if missing := [name for name in PROGRAMS if not shutil.which(name, path=path)]:
-        return f"{', '.join(missing)} not found; as root, scripts/setup.sh installs slurmctld, slurmd and munge"
+        return f"{', '.join(missing)} not found; as root, scripts/install_slurm.sh installs them"
     if os.geteuid() != 0:
         return "SLURM's daemons must be started by root"
     return None
+
+
+def free_ports(number: int) -> int:
+    """The first of so many ports in a row that nobody listens on, below those the system gives out itself."""
+    for first in range(17800, 30000, number):
+        with contextlib.suppress(OSError), contextlib.ExitStack() as stack:
+            for port in range(first, first + number):
+                stack.enter_context(socket.create_server(("127.0.0.1", port)))
+            return first
+    raise RuntimeError("no ports are free")
 
 
 class Cluster:
@@ -61,11 +70,11 @@ class Cluster:
         nodes: How many slurmd, named n1, n2, ...
         cpus: Of each node, whatever the machine has.
         gpus: Of each node.
-        port: The first of `nodes` + 2 free ports.
     """
 
-    def __init__(self, folder: Path, nodes: int = 4, cpus: int = 4, gpus: int = 2, port: int = 17800) -> None:
-        self.folder, self.nodes, self.cpus, self.gpus, self.port = folder, nodes, cpus, gpus, port
+    def __init__(self, folder: Path, nodes: int = 4, cpus: int = 4, gpus: int = 2) -> None:
+        self.folder, self.nodes, self.cpus, self.gpus = folder, nodes, cpus, gpus
+        self.port = free_ports(nodes + 2)
         self.environment = {"SLURM_CONF": str(folder / "slurm.conf")}
         self.processes: list[subprocess.Popen[bytes]] = []
 

@@ -1,0 +1,112 @@
+"""Sweeps on a real SLURM: the page's commands, interruptions of every kind, and a study whose launcher dies."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from test_docs import BLOCK, smaller
+
+from robolearn.run import status
+from robolearn.sweep import read
+
+pytestmark = [pytest.mark.slow, pytest.mark.pusht]
+
+ROOT = Path(__file__).resolve().parents[2]
+TRAIN = "robolearn-train -m dataset=pusht_keypoints dataset.root=my_keypoints env.obs_type=environment_state_agent_pos"
+CLUSTER = "hydra/launcher=slurm hydra.launcher.gpus_per_node=0 hydra.launcher.array_parallelism=2"
+
+
+def commands() -> list[str]:
+    """Those of docs/sweeps.md that need a cluster."""
+    blocks = BLOCK.findall((ROOT / "docs/sweeps.md").read_text())
+    text = "\n".join(block for skipped, block in blocks if "tests/slurm" in skipped)
+    return [line.split("  #")[0].strip() for line in text.splitlines() if line.strip()]
+
+
+def small(command: str) -> str:
+    parallel = " hydra.launcher.array_parallelism=2" if "launcher=slurm" in command else ""
+    return smaller(command).replace("-m ", f"-m{parallel} ", 1) if parallel else command
+
+
+def test_commands_of_the_page(run, folder: Path) -> None:
+    assert len(commands()) == 4
+    for command in commands():
+        run(small(command))
+    sweep = read(folder / "multirun/second")
+    assert sweep.counts() == {"finished": 8}
+    # The first grid was one array, and what was finished is not submitted again.
+    jobs = {path.name.split("_")[0] for path in (folder / "multirun/second/.submitit").glob("[0-9]*_[0-9]*")}
+    assert len(jobs) == 2
+    assert {run.overrides["seed"] for run in sweep.runs if run.folder} == {"1", "2", "3", "4"}
+    assert (folder / "multirun/second.html").stat().st_size > 10_000
+    assert read(folder / "multirun/study").counts() == {"finished": 4}
+    assert (folder / "multirun/study/study.db").is_file()
+
+
+REFUSED = {
+    "partition": (
+        "hydra.launcher.partition=gpus",
+        "hydra.launcher.partition=gpus: there is no such partition; there are main (the default), low.",
+    ),
+    "request": ("hydra.launcher.gpus_per_node=9", "SLURM refuses this request (Requested node configuration is not"),
+    "nodes": ("hydra.launcher.nodes=9", "SLURM refuses this request"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_the_cluster_does_not_have_is_refused_in_a_sentence(run, folder: Path, name: str) -> None:
+    option, sentence = REFUSED[name]
+    err = run(f"{TRAIN} {CLUSTER} {option} seed=1,2 hydra.sweep.dir=sweep", status=2).stderr
+    assert sentence in err
+    assert err.count("\n") == 1
+    assert not (folder / "sweep").exists()
+
+
+def test_a_disturbed_sweep_ends_as_one_in_peace(cluster: dict[str, str], folder: Path) -> None:
+    command = [sys.executable, str(ROOT / "scripts/sweep_test.py"), "my_keypoints", "--seeds", "2"]
+    done = subprocess.run(command, cwd=folder, env=cluster, capture_output=True, text=True, timeout=550)
+    assert done.returncode == 0, done.stdout + done.stderr[-3000:]
+    ends = re.findall(r"(crash|kill|preempt|time-out) +(\w+) +(\d+) +equal", done.stdout)
+    assert {kind: (state, int(processes) > 1) for kind, state, processes in ends} == {
+        "crash": ("failed", True),
+        "kill": ("lost", True),
+        "preempt": ("finished", True),
+        "time-out": ("finished", True),
+    }
+
+
+def test_a_study_goes_on_after_the_death_of_its_launcher(run, cluster: dict[str, str], folder: Path) -> None:
+    study = folder / "study"
+    ranges = "'optimizer.lr=tag(log,interval(1e-5,1e-3))' hydra/sweeper=optuna hydra.sweeper.n_jobs=2"
+    command = smaller(f"{TRAIN} {ranges} hydra.sweeper.n_trials=3 hydra.sweep.dir={study} {CLUSTER}")
+    command = command.replace("offline.steps=2", "offline.steps=40")
+    launcher = subprocess.Popen(command, shell=True, cwd=folder, env=cluster, start_new_session=True)
+    wait(lambda: len(list(study.glob("*/status.json"))) == 2, 120)
+    os.killpg(launcher.pid, signal.SIGKILL)
+    launcher.wait()
+    begun = sorted(path.parent.name for path in study.glob("*/status.json"))
+    out = run(command)
+    assert "0 finished trials; 3 more are to come, 2 of them begun before" in out.stdout + out.stderr
+    assert len(list(study.glob("*/status.json"))) == 3
+    # Those that were at work went on undisturbed: by the jobs that they had.
+    assert all((status(study / name) or {})["first_step"] == 0 for name in begun)
+    assert [json.loads(line)["step"] for line in (study / begun[0] / "metrics.jsonl").read_text().splitlines()]
+    assert read(study).counts() == {"finished": 3}
+    assert (
+        len(list((study / ".submitit").glob("[0-9]*_submitted.pkl")))
+        + len(list((study / ".submitit").glob("*/*_submitted.pkl")))
+        == 3
+    )
+
+
+def wait(test, seconds: float) -> None:
+    end = time.monotonic() + seconds
+    while not test():
+        assert time.monotonic() < end
+        time.sleep(0.2)
