@@ -95,14 +95,24 @@ def download(wheels: Path, given: argparse.Namespace, options: list[str]) -> str
     own = ["--no-build-isolation"] if "--no-build-isolation" in options else []
     pip("wheel", "--no-deps", "--quiet", *own, "--wheel-dir", str(wheels), str(given.project))
     (wheel,) = wheels.iterdir()
-    name = wheel.name.split("-")[0]
-    project = f"{name}[{','.join(given.extra)}]" if given.extra else name
+    # By its file: an index may have a stranger's project of the same name.
+    project = wheel.name + (f"[{','.join(given.extra)}]" if given.extra else "")
     wanted = ["--only-binary=:all:", "--implementation=cp", f"--python-version={given.python}"]
     wanted += [f"--platform={tag}" for tag in platforms(given.platform)]
     if given.project == ROOT and given.python == "3.11":
         wanted += ["--constraint", str(ROOT / "constraints.txt")]
     rest = [option for option in options if option not in own]
-    command = ["download", "--quiet", "--dest", str(wheels), "--find-links", str(wheels), *wanted, *rest, project]
+    command = [
+        "download",
+        "--quiet",
+        "--dest",
+        str(wheels),
+        "--find-links",
+        str(wheels),
+        *wanted,
+        *rest,
+        str(wheels / project),
+    ]
     for _ in range(20):
         done = pip(*command, check=False)
         if done.returncode == 0:
@@ -217,7 +227,7 @@ def install_bundle(folder: Path, venv: Path) -> None:
         command = [str(venv / "bin" / "python"), "-m", "pip", "install", "--quiet", "--no-index"]
         wheels = str(Path(temporary) / "wheels")
         # Configured links and indexes lead to a network.
-        subprocess.run([*command, "--isolated", "--find-links", wheels, manifest["project"]], check=True)
+        subprocess.run([*command, "--isolated", "--find-links", wheels, f"{wheels}/{manifest['project']}"], check=True)
     print(f"Installed into {venv}: {venv}/bin/robolearn-train --help")
 
 

@@ -65,6 +65,7 @@ class Run:
         self.overrides = overrides
         self.step = self.first_step = 0  # where it is, and where this process began
         self.steps: int | None = None  # where it ends
+        self.hyperparameters: dict[str, Any] = {}  # to compare it by; empty: the whole configuration
         self._since = time.time()
         self._lock = filelock.FileLock(folder / ".lock")
         self._state: State = "running"

@@ -384,6 +384,6 @@ class Trainer:
 
 
 def _hyperparameters(run: Run) -> dict[str, bool | int | float | str]:
-    """Leaves of the configuration as TensorBoard takes them."""
-    leaves = flatten(run.config)
+    """What tells this run from others, as TensorBoard takes it."""
+    leaves = run.hyperparameters or flatten(run.config)
     return {k: v if isinstance(v, bool | int | float | str) else str(v) for k, v in leaves.items()}

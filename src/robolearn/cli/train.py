@@ -2,7 +2,7 @@
 
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from robolearn.cli.compose import Job, compose, exit_with, naming_runs, parse
 from robolearn.cli.pretrained import take
 from robolearn.config import conf_dir
 from robolearn.errors import UserError
+from robolearn.overrides import canonical
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +55,7 @@ def check_sweep(job: Job) -> None:
     """
     if "Optuna" in job.sweeper:
         if not find_spec("hydra_plugins.hydra_optuna_sweeper"):
-            raise UserError('hydra/sweeper=optuna: Optuna is not installed; pip install "robolearn[optuna]".')
+            raise UserError('hydra/sweeper=optuna: Optuna is not installed; pip install -e ".[optuna]".')
         if job.cfg.env is None or job.cfg.eval_freq <= 0:
             raise UserError(
                 f"hydra/sweeper=optuna compares runs by {job.cfg.checkpoints.metric}, and nothing is evaluated here; "
@@ -87,7 +88,7 @@ def _train(cfg: DictConfig) -> float | None:
     folder = Path(context.runtime.output_dir)
     overrides: Any = OmegaConf.to_container(context.overrides.task, resolve=False)
     run = open_run(cfg, folder, overrides)
-    run.steps = total_steps(cfg)
+    run.steps, run.hyperparameters = total_steps(cfg), hyperparameters(context, run.config)
     if not run.exists:
         if context.mode == RunMode.RUN and folder == Path(cfg.output_dir).absolute() and not _named(context):
             other = newest_unfinished(folder.parents[1], plain(cfg))
@@ -100,6 +101,19 @@ def _train(cfg: DictConfig) -> float | None:
         return metric
     with run.running():
         return build_trainer(cfg, run).train()
+
+
+def hyperparameters(context: Any, config: Mapping[str, Any]) -> dict[str, Any]:
+    """What was given, in a sweep only what its runs do not share: TensorBoard shows five columns of all there are."""
+    from robolearn.run import flatten
+
+    shared = set(context.job.config.override_dirname.exclude_keys)
+    given = canonical(OmegaConf.to_container(context.overrides.task, resolve=False))  # type: ignore[arg-type]
+    leaves = flatten(config)
+    usual = ("seed", "batch_size", "optimizer.lr")
+    return {key: leaves.get(key, text) for key, text in given.items() if key not in shared} or {
+        key: leaves[key] for key in usual if key in leaves
+    }
 
 
 def _named(context: Any) -> bool:
