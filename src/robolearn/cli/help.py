@@ -17,7 +17,8 @@ Examples:
   robolearn-train optimizer=sgd optimizer.momentum=0.9 offline.steps=20000
   robolearn-train policy.path=outputs/a                      starts from a checkpoint's weights, ours or LeRobot's
   robolearn-train -m seed=1,2,3 optimizer.lr=1e-4,3e-4       a sweep of six runs, in multirun/
-  robolearn-train -m hydra/launcher=slurm seed=1,2,3         the same as one SLURM array
+  robolearn-train -m hydra/launcher=slurm seed=1,2,3         a sweep as one SLURM array
+  robolearn-sweep multirun/<date>/<time>                     how its runs stand
   robolearn-train --config-dir my/conf policy=mine           an option from a folder of your own
   robolearn-train output_dir=outputs/a                       again: goes on where it was stopped
 
