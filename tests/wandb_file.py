@@ -1,6 +1,7 @@
 """What a run on Weights & Biases left in its folder: the records of a .wandb file, which is a log of LevelDB's kind."""
 
 import json
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -28,8 +29,14 @@ def records(path: Path) -> Iterator[Any]:
 
 
 def runs(folder: Path) -> list[list[Any]]:
-    """The records of each time that the run in a folder was started, the oldest first."""
-    return [list(records(file)) for file in sorted((folder / "wandb").glob("offline-run-*/run-*.wandb"))]
+    """The records of each time that the run in a folder was started and ended, the oldest first."""
+    files = sorted((folder / "wandb").glob("offline-run-*/run-*.wandb"))
+    for _ in range(200):  # a process of W&B's own may still be writing when `finish` returns
+        found = [list(records(file)) for file in files]
+        if all(any(record.WhichOneof("record_type") == "exit" for record in run) for run in found):
+            return found
+        time.sleep(0.1)
+    raise AssertionError(f"a run in {folder} was not ended")
 
 
 def started(run: list[Any]) -> Any:
