@@ -67,7 +67,8 @@ SILENT = NOW - 1000
         ({"state": "running", "time": SILENT}, "RUNNING", "running"),
         ({"state": "running", "time": SILENT}, "PENDING", "waiting"),
     ],
-    ids=lambda value: str(value),
+    # Names of their own: those that pytest would make hold the time, which differs from one process to the next.
+    ids=["done", "failed", "stopped", "queued", "at work", "alone", "dead", "silent at work", "silent in the queue"],
 )
 def test_states(tmp_path: Path, queue: dict[str, str], status: dict[str, Any], job: str | None, expected: str) -> None:
     write_run(tmp_path, 1, job="7_1", **status)
