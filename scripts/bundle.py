@@ -102,26 +102,26 @@ def download(wheels: Path, given: argparse.Namespace, options: list[str]) -> str
     if given.project == ROOT and given.python == "3.11":
         wanted += ["--constraint", str(ROOT / "constraints.txt")]
     rest = [option for option in options if option not in own]
-    command = [
-        "download",
-        "--quiet",
-        "--dest",
-        str(wheels),
-        "--find-links",
-        str(wheels),
-        *wanted,
-        *rest,
-        str(wheels / project),
-    ]
-    for _ in range(20):
-        done = pip(*command, check=False)
-        if done.returncode == 0:
-            return project
-        missing = re.search(r"No matching distribution found for ([\w.-]+\S*)", done.stderr)
-        if not missing:
+    places = ["--dest", str(wheels), "--find-links", str(wheels)]
+    command = ["download", "--progress-bar=off", *places, *wanted, *rest, str(wheels / project)]
+    built: set[str] = set()
+    while (done := pip(*command, check=False)).returncode:
+        missing = without_wheel(done.stdout + done.stderr)
+        if missing is None or missing in built:
             break
-        build_pure(missing[1], wheels)
+        build_pure(missing, wheels)
+        built.add(missing)
+    else:
+        return project
     raise SystemExit(f"pip could not get the wheels:\n{done.stderr[-2000:]}")
+
+
+def without_wheel(told: str) -> str | None:
+    """The one requirement that pip found no wheel of, by what it printed."""
+    if found := re.search(r"No matching distribution found for (\S+)", told):
+        return found[1].split(";")[0]
+    wanted = re.findall(r"^ +\S.* depends on ([^\s;]+)", told, re.MULTILINE)
+    return wanted[0] if wanted and len({re.split(r"[^\w.-]", each)[0] for each in wanted}) == 1 else None
 
 
 def build_pure(requirement: str, wheels: Path) -> None:

@@ -76,3 +76,14 @@ def test_platforms_take_older_wheels_too() -> None:
     assert {"manylinux_2_17_x86_64", "manylinux2014_x86_64", "manylinux1_x86_64"} <= set(tags)
     assert "manylinux_2_34_x86_64" not in tags
     assert "manylinux2014_aarch64" not in bundle.platforms("manylinux_2_12_aarch64")
+
+
+def test_what_has_no_wheel_is_known_from_what_pip_says() -> None:
+    conflict = (
+        "The conflict is caused by:\n    omegaconf 2.3.1 depends on antlr4-python3-runtime==4.9.*\n"
+        "    omegaconf 2.3.0 depends on antlr4-python3-runtime==4.9.*\n"
+    )
+    assert bundle.without_wheel(conflict) == "antlr4-python3-runtime==4.9.*"
+    assert bundle.without_wheel("ERROR: No matching distribution found for docopt>=0.6; extra") == "docopt>=0.6"
+    assert bundle.without_wheel(conflict + "    torch 2 depends on numpy>=2\n") is None
+    assert bundle.without_wheel("ERROR: no route to host") is None
