@@ -13,6 +13,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
+from robolearn import __version__
 from robolearn.cli.compose import Job, compose, exit_with, parse
 from robolearn.config import conf_dir
 from robolearn.errors import UserError
@@ -137,7 +138,7 @@ def make_recipe(cfg: DictConfig, simulator: Any) -> dict[str, Any]:
         "policy": {**values["policy"], "path": str(Path(cfg.policy.path).resolve())} if by_policy else None,
         **{key: values[key] for key in ("seed", "keep_failures", "action_noise", "action_label")},
         "video": {"codec": cfg.video_codec, "crf": cfg.video_crf} if cfg.video else None,
-        "robolearn": {"version": metadata.version("robolearn"), "packages": installed},
+        "robolearn": {"version": __version__, "packages": installed},
     }
 
 
