@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from robolearn.envs import Aloha, PushT, Xarm
 from robolearn.errors import UserError
@@ -37,7 +38,9 @@ def why_not(name: str) -> str | None:
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Skip what needs a simulator that cannot be opened."""
+    """Skip what needs a simulator that cannot be opened, or a GPU that is not here."""
+    if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+        pytest.skip("needs a CUDA GPU")
     for name in SIMULATORS:
         if item.get_closest_marker(name) and (reason := why_not(name)):
             pytest.skip(reason)

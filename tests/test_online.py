@@ -45,8 +45,8 @@ class Explorer(Line):
 
     needs_reward = True
 
-    def explorer(self):
-        return lambda observation: self.act(observation) + 0.1 * torch.randn(observation["observation.state"].shape)
+    def explore_after(self, observation, memory):
+        return self.act(observation) + 0.1 * torch.randn(observation["observation.state"].shape), memory
 
 
 def agent(speed: float = 0.2, explore: bool = True, cls: type[Line] = Explorer) -> Agent:

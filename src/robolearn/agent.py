@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from robolearn.graph import Captured
 from robolearn.normalize import Normalizer
 from robolearn.policies.base import Policy
 from robolearn.types import Batch
@@ -27,6 +28,9 @@ class Agent:
         amp_dtype: Precision of autocast; None computes in float32.
         tasks: What is to be done, in words, for a policy that reads it: one for all environments, or one for each.
         explore: Act as the policy does to collect what it learns from.
+        cuda_graph: Replay predictions as CUDA graphs; None: on a GPU, where the policy can, with a warning where that
+            fails.
+        compile: Let the policy compile what it acts with, in place.
     """
 
     def __init__(
@@ -37,6 +41,8 @@ class Agent:
         amp_dtype: torch.dtype | None = None,
         tasks: Sequence[str] = (),
         explore: bool = False,
+        cuda_graph: bool | None = None,
+        compile: bool = False,
     ) -> None:
         self.policy, self.normalizer, self.device, self.amp_dtype = policy, normalizer, device, amp_dtype
         # A model-based policy's window also looks ahead, which only a dataset can.
@@ -46,8 +52,15 @@ class Agent:
         self.tasks = tasks if policy.reads_tasks else ()
         encoded = policy.encode_tasks(tasks) if policy.reads_tasks else {}
         self._tasks = {key: value.to(device) for key, value in encoded.items()}
-        self._new_actor = policy.explorer if explore else policy.actor
-        self._act = self._new_actor()
+        self._act_after = policy.explore_after if explore else policy.act_after
+        self._memory: Batch = {}
+        captures = cuda_graph is not False and device.type == "cuda" and policy.capturable
+        # Two graphs: an episode's first prediction remembers nothing.
+        self._predict = (
+            Captured(self._chunk, "Acting", required=cuda_graph is True, warmup=1, keep=2) if captures else self._chunk
+        )
+        if compile:
+            policy.compile_acting()
         coeff = policy.temporal_ensemble_coeff
         self._ensemble = None if coeff is None else Ensemble(coeff)
 
@@ -55,7 +68,7 @@ class Agent:
         """Forget everything; call it when episodes start."""
         self._history.clear()
         self._actions.clear()
-        self._act = self._new_actor()
+        self._memory = {}
         if self._ensemble:
             self._ensemble.reset()
 
@@ -67,21 +80,28 @@ class Agent:
         while len(self._history) < (self._history.maxlen or 1):
             self._history.append(now)
         if not self._actions:
-            self._actions.extend(self._predict())
+            self._actions.extend(self._next_actions())
         return self._actions.popleft()
 
-    def _predict(self) -> np.ndarray:
+    def _next_actions(self) -> np.ndarray:
         """The next actions to execute, (n_action_steps, N, A)."""
         frames = [self._history[offset - 1] for offset in self._offsets]
         stacked = {key: torch.stack([frame[key] for frame in frames], dim=1) for key in frames[-1]}
         batch = {key: value.to(self.device, non_blocking=True) for key, value in stacked.items()}
-        autocast = torch.autocast(self.device.type, self.amp_dtype) if self.amp_dtype else nullcontext()
-        with autocast:
-            chunk = self._act(self.normalizer.encode(batch) | self._told(batch)).float()
+        predicted, self._memory = self._predict([batch | self._told(batch), self._memory])
+        chunk = predicted["chunk"]
         if self._ensemble:
             chunk = self._ensemble(chunk).unsqueeze(1)
         actions = self.normalizer.decode_action(chunk[:, : self.policy.n_action_steps], batch)
         return actions.transpose(0, 1).cpu().numpy()
+
+    def _chunk(self, batches: Sequence[Batch]) -> list[dict[str, Tensor]]:
+        """The part of a prediction that is the device's alone: the chunk, and what to remember."""
+        batch, memory = batches
+        autocast = torch.autocast(self.device.type, self.amp_dtype) if self.amp_dtype else nullcontext()
+        with autocast:
+            chunk, memory = self._act_after(self.normalizer.encode(batch), memory)
+        return [{"chunk": chunk.float()}, memory]
 
     def _told(self, batch: Batch) -> Batch:
         """What the policy reads of the task of each environment, (N, ...)."""

@@ -101,6 +101,8 @@ class EvaluateConfig:
     device: str | None = None
     use_amp: bool = False
     amp_dtype: str = "bfloat16"
+    compile: bool = False
+    cuda_graph: bool | None = None
     env: Any = None
     eval: Any = None
     policy: Any = None

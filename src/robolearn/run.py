@@ -43,6 +43,9 @@ MAY_CHANGE = (
     "resume",
     "output_dir",
     "job_name",
+    # How updates are launched, not what they compute.
+    "compile",
+    "cuda_graph",
 )
 HEARTBEAT_S = 10.0
 PACKAGES = ("robolearn", "torch", "torchvision", "hydra-core", "omegaconf", "gymnasium", "gym-pusht", "pymunk")

@@ -18,7 +18,7 @@ from robolearn.checkpoint import Checkpoints, load_models, load_trained, random_
 from robolearn.ema import Ema
 from robolearn.errors import UserError
 from robolearn.evaluate import Evaluator, Stopped
-from robolearn.graph import CapturedStep, Scalars
+from robolearn.graph import Captured, Scalars
 from robolearn.logger import Logger
 from robolearn.meter import Meter
 from robolearn.normalize import Normalizer
@@ -136,7 +136,7 @@ class Trainer:
 
         self.batch_loss = torch.compile(batch_loss, dynamic=False) if self.compile else batch_loss
         captures = self.cuda_graph is not False
-        self.captured = CapturedStep(self.descend, required=self.cuda_graph is True) if captures else None
+        self.captured = Captured(self.descend, "The update", required=self.cuda_graph is True) if captures else None
 
     def train(self) -> float | None:
         """Run to the last step; returns the last value of the checkpoints' metric, which sweeps read."""
@@ -242,7 +242,8 @@ class Trainer:
     def evaluate(self) -> dict[str, float]:
         """Run episodes with the weights that act; the randomness of training is not touched."""
         assert self.evaluator
-        agent = Agent(self.acting().eval(), self.normalizer, self.device, self.amp_dtype, self.told)
+        graph = self.cuda_graph
+        agent = Agent(self.acting().eval(), self.normalizer, self.device, self.amp_dtype, self.told, cuda_graph=graph)
         folder = self.run.folder / "eval" / f"{self.step:08d}"
         result = self.evaluator(agent, folder, stop=self.interrupted)
         told = ", ".join(f"{name} {value:.3g}" for name, value in result.scalars.items())
@@ -361,7 +362,8 @@ class Trainer:
 
     def exploring(self) -> Agent:
         """What collects episodes."""
-        return Agent(self.acting().eval(), self.normalizer, self.device, self.amp_dtype, self.told, explore=True)
+        acting, graph = self.acting().eval(), self.cuda_graph
+        return Agent(acting, self.normalizer, self.device, self.amp_dtype, self.told, explore=True, cuda_graph=graph)
 
     def interrupted(self) -> bool:
         """Whether a signal asks the run to leave."""

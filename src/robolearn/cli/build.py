@@ -191,6 +191,30 @@ def pick_cuda_graph(cfg: DictConfig, device: torch.device, policy: Policy, optim
     return False if reason else cfg.cuda_graph
 
 
+def pick_acting_graph(wanted: bool | None, device: torch.device, policy: Policy) -> bool | None:
+    """Whether predictions are captured: True where the user says so, None where they are if it works.
+
+    Raises:
+        UserError: They shall be, and cannot.
+    """
+    reasons = {
+        f"device={device} is no CUDA GPU": device.type != "cuda",
+        f"{type(policy).__name__} says that it cannot be captured": not policy.capturable,
+    }
+    reason = next((text for text, holds in reasons.items() if holds), None)
+    if reason and wanted:
+        raise UserError(f"cuda_graph=true: {reason}, or set cuda_graph=false.")
+    return wanted
+
+
+def use_fast_kernels(device: torch.device) -> None:
+    """Trade bitwise repeatability on a GPU for speed: TF32 matrix products, and convolutions chosen by trying."""
+    torch.set_float32_matmul_precision("high")
+    torch.backends.cudnn.benchmark = True
+    if device.index is not None and device.type == "cuda":
+        torch.cuda.set_device(device)  # where graphs are captured
+
+
 def open_run(cfg: DictConfig, folder: Path, overrides: Sequence[str]) -> Run:
     """The run of a folder, to start or to go on with as ``resume`` says; nothing is written.
 
@@ -454,9 +478,7 @@ def build_trainer(cfg: DictConfig, run: Run) -> Trainer:
         UserError: A part refuses its configuration or the dataset is not sound.
     """
     device = pick_device(cfg.device)
-    # Both trade bitwise repeatability on a GPU for speed: TF32 matrix products, and convolutions chosen by trying.
-    torch.set_float32_matmul_precision("high")
-    torch.backends.cudnn.benchmark = True
+    use_fast_kernels(device)
     seed_everything(cfg.seed)
     dataset = build("dataset", cfg)
     simulator = build("env", cfg)

@@ -136,7 +136,15 @@ def run_job(cfg: DictConfig) -> float | None:
 
 def _evaluate(cfg: DictConfig) -> float | None:
     from robolearn.agent import Agent
-    from robolearn.cli.build import AMP, build, load_policy, pick_device
+    from robolearn.cli.build import (
+        AMP,
+        build,
+        load_policy,
+        pick_acting_graph,
+        pick_compile,
+        pick_device,
+        use_fast_kernels,
+    )
     from robolearn.start import Start
     from robolearn.tasks import told
 
@@ -145,10 +153,19 @@ def _evaluate(cfg: DictConfig) -> float | None:
     checkpoint = locate("checkpoint", cfg.checkpoint, cfg.download)
     if cfg.tokenizer is not None and "tokenizer" in cfg.policy:
         cfg.policy.tokenizer = cfg.tokenizer
+    use_fast_kernels(device)
     policy, normalizer = load_policy(checkpoint, device, cfg)
     evaluator = build("eval", cfg, env=build("env", cfg))
     words = told(policy, evaluator, Start(checkpoint).spec().tasks)
-    agent = Agent(policy, normalizer, device, AMP[cfg.amp_dtype] if cfg.use_amp else None, words)
+    agent = Agent(
+        policy,
+        normalizer,
+        device,
+        AMP[cfg.amp_dtype] if cfg.use_amp else None,
+        words,
+        cuda_graph=pick_acting_graph(cfg.cuda_graph, device, policy),
+        compile=pick_compile(cfg.compile, device),
+    )
     result = evaluator(agent, folder)
     width = max(map(len, result.scalars), default=0)
     for name, value in result.scalars.items():

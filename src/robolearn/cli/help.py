@@ -59,6 +59,7 @@ Keys, with the values of the checkpoint's run unless given:
   seed                    decides the episodes
   device                  cuda, mps or cpu
   use_amp, amp_dtype      mixed precision
+  compile, cuda_graph     how predictions are launched on a GPU
   policy.*                how the policy acts; sizes cannot be changed
   env.*, eval.*           the simulator, and how it evaluates; env=NAME takes another simulator:
 {groups}

@@ -1,7 +1,7 @@
 """What the trainer and the agent may expect of every policy."""
 
 from abc import abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from torch import Tensor, nn
 
@@ -22,8 +22,8 @@ class Policy(nn.Module):
             counting from the oldest; needs n_action_steps == 1. None: each chunk is executed as predicted.
         space: Units of the robot that the policy learns in; None: the dataset's own.
         reads_tasks: The policy is told what to do, in words, and needs what `encode_tasks` makes of them.
-        capturable: A CUDA graph may hold an update: `loss` and `after_step` neither wait for the device, nor look at
-            a tensor's value, nor keep numbers of their own on the host.
+        capturable: A CUDA graph may hold an update, and a prediction: `loss`, `after_step` and `act_after` neither wait
+            for the device, nor look at a tensor's value, nor keep numbers of their own on the host.
         needs_reward: It learns from rewards, so that failures teach it too; otherwise it imitates what it sees.
     """
 
@@ -63,13 +63,24 @@ class Policy(nn.Module):
         """
         return {}
 
-    def actor(self) -> Callable[[Batch], Tensor]:
-        """What one agent acts with between two resets: like `act`, and free to remember what it returned before."""
-        return self.act
+    def act_after(self, observation: Batch, memory: Batch) -> tuple[Tensor, Batch]:
+        """Like `act`, for an agent that goes on acting.
 
-    def explorer(self) -> Callable[[Batch], Tensor]:
-        """Like `actor`, to collect episodes that the policy will learn from; draws what exploring needs."""
-        return self.actor()
+        Args:
+            observation: As for `act`.
+            memory: What the previous call since the agent's reset returned, empty in the first.
+
+        Returns:
+            The chunk, and what the next call is to remember: float tensors by name.
+        """
+        return self.act(observation), {}
+
+    def compile_acting(self) -> None:  # noqa: B027
+        """Have `act` compiled where that pays; called at most once, and may take a minute at the first action."""
+
+    def explore_after(self, observation: Batch, memory: Batch) -> tuple[Tensor, Batch]:
+        """Like `act_after`, to collect episodes that the policy will learn from; draws what exploring needs."""
+        return self.act_after(observation, memory)
 
     def check_online(self, offline_steps: int) -> None:  # noqa: B027 (most policies have no objection)
         """See that the policy may collect episodes after so many updates.

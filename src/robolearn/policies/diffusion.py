@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from robolearn.errors import UserError
 from robolearn.normalize import Mode
 from robolearn.policies.base import Policy
-from robolearn.policies.unet import ConditionalUnet1d
+from robolearn.policies.unet import ConditionalUnet1d, at_autocast_precision
 from robolearn.policies.vision import ImageEncoder, crop_images, load_resnet_weights
 from robolearn.types import Batch, Kind, Spec, Window
 
@@ -189,11 +189,16 @@ class DiffusionPolicy(Policy):
         cond = self.encode(observation)
         actions = torch.randn((len(cond), len(self.window.action), self.action_dim), device=cond.device)
         self.noise_scheduler.set_timesteps(self.num_inference_steps)
+        unet = at_autocast_precision(self.unet, actions.device)
         for step in self.noise_scheduler.timesteps:
             steps = torch.full((len(actions),), int(step), device=actions.device)
-            predicted = self.unet(actions, steps, cond)
+            predicted = unet(actions, steps, cond)
             actions = self.noise_scheduler.step(predicted.float(), cast(int, step), actions).prev_sample
         return actions[:, len(self.window.observation) - 1 :]
+
+    def compile_acting(self) -> None:
+        """Compile the U-Net, in which denoising spends its time."""
+        self.unet.compile(dynamic=False)
 
     def encode(self, batch: Batch) -> Tensor:
         """The U-Net's condition: the features of all observed frames in one vector (B, cond_dim)."""

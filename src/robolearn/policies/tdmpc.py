@@ -2,7 +2,7 @@
 
 import copy
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -255,16 +255,10 @@ class TdmpcPolicy(Policy):
         """A chunk (B, T, A) planned afresh, see `plan`."""
         return self.plan(observation)[0]
 
-    def actor(self) -> Callable[[Batch], Tensor]:
-        """Like `act`, but each search starts from where the last one ended."""
-        mean = None
-
-        def act(observation: Batch) -> Tensor:
-            nonlocal mean
-            chunk, mean = self.plan(observation, mean)
-            return chunk
-
-        return act
+    def act_after(self, observation: Batch, memory: Batch) -> tuple[Tensor, Batch]:
+        """Like `act`, but each search starts from the ``mean`` where the last one ended."""
+        chunk, mean = self.plan(observation, memory.get("mean"))
+        return chunk, {} if mean is None else {"mean": mean}
 
     def plan(self, observation: Batch, mean: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """A chunk (B, T, A) in [-1, 1], and the mean (horizon, B, A) to start the next search from, None without MPC.
