@@ -63,7 +63,7 @@ def result(experiment: str, seed: int, folder: Path, overrides: list[str]) -> di
         subprocess.run([sys.executable, "-c", code, *command], check=True)
         seconds = time.perf_counter() - started
         evaluation = json.loads(max((folder / "eval").glob("*/eval.json")).read_text())
-        scalars = {name: evaluation["scalars"][name] for name in ("success_rate", "avg_max_reward")}
+        scalars = {name: evaluation[name] for name in ("success_rate", "avg_max_reward")}
         row = {"seed": seed, "seconds": round(seconds, 1), **scalars, "episodes": len(evaluation["episodes"])}
         file.write_text(json.dumps(row))
     return json.loads(file.read_text())
