@@ -98,6 +98,8 @@ FREE = [
     ("resume", "must"),
     ("output_dir", "elsewhere"),
     ("job_name", "b"),
+    ("compile", True),
+    ("cuda_graph", False),
 ]
 
 
