@@ -37,7 +37,7 @@ def raw(simulator: Simulator):
 
 def some_actions(simulator: Simulator, n: int = 3) -> list[np.ndarray]:
     rng = np.random.default_rng(0)
-    size = simulator.spec.action.shape
+    size = {Aloha: 14, Xarm: 4, PushT: 2}[type(simulator)]
     middle = 256 if isinstance(simulator, PushT) else 0
     return [(middle + (1 + middle / 4) * rng.uniform(-1, 1, size)).astype(np.float32) for _ in range(n)]
 
@@ -196,6 +196,22 @@ def test_aloha_takes_actions_beyond_one_as_they_are():
         state = env.step(bent)[0]
     env.close()
     assert state[2] == pytest.approx(1.5, abs=0.05)
+
+
+@TWO_ARMS
+def test_commands_that_tear_the_simulation_apart_end_the_episode_as_a_failure():
+    env = Aloha(obs_type="state", render_mode=None).make(1)
+    env.reset(seed=[0])
+    rng, space = np.random.default_rng(0), env.single_action_space
+    for _ in range(100):
+        wild = rng.uniform(space.low, space.high).astype(np.float32)  # type: ignore[attr-defined]
+        observation, reward, terminated, _, info = env.step(wild[None])
+        if terminated[0]:
+            break
+    assert terminated[0]
+    assert (reward[0], bool(info["success"][0])) == (0, False)
+    assert np.isfinite(observation["observation.state"]).all()
+    env.close()
 
 
 # Pictures

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from dm_control.rl.control import PhysicsError
 from gym_aloha.constants import normalize_puppet_gripper_position
 from gym_aloha.env import AlohaEnv
 from gymnasium import spaces
@@ -19,6 +20,7 @@ class Aloha(AlohaEnv):
     - Every reset is seeded: one without a seed goes on from the seed before, where gym-aloha's is random.
     - It renders the cameras asked for; gym-aloha renders three, whatever is observed, at every step.
     - The action space says what the actuators take; gym-aloha's [-1, 1] leaves out its own home pose.
+    - Commands that tear the simulation apart end the episode, as a failure; gym-aloha raises.
     - There are observations without images: the joints with the poses of the objects (position, quaternion).
 
     Args:
@@ -50,9 +52,17 @@ class Aloha(AlohaEnv):
         """Reset to the objects' poses of the seed, or of one drawn after the seed before."""
         if seed is None:
             seed = int(self.np_random.integers(2**31))
-            observation, info = super().reset(seed=seed, options=options)
-            return observation, info
-        return super().reset(seed=seed, options=options)
+        self._last, info = super().reset(seed=seed, options=options)
+        return self._last, info
+
+    def step(self, action: np.ndarray) -> tuple[Any, float, bool, bool, dict]:
+        """Step with an action (14,)."""
+        try:
+            self._last, reward, terminated, truncated, info = super().step(action)
+        except PhysicsError:
+            # MuJoCo has already gone back to the start.
+            return self._last, 0.0, True, False, {"is_success": False}
+        return self._last, reward, terminated, truncated, info
 
     def close(self) -> None:
         """Free the pictures' contexts."""
