@@ -29,3 +29,7 @@ pinned=()
 # The constraints were tried on this version; elsewhere the ranges of pyproject.toml decide.
 [[ $("$VENV/bin/python" -c 'import sys; print("%d.%d" % sys.version_info[:2])') == 3.11 ]] && pinned=(-c constraints.txt)
 "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check "${pinned[@]}" -e ".[dev]"
+# On Python 3.12 and newer, where its metadata asks for a MuJoCo without wheels; it works with newer ones.
+if "$VENV/bin/python" -c 'import sys, importlib.util as u; sys.exit(sys.version_info < (3, 12) or u.find_spec("gym_xarm") is not None)'; then
+  "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps "gym-xarm>=0.1.1"
+fi

@@ -297,5 +297,7 @@ def test_other_settings_than_the_dataset_was_recorded_with_are_told(caplog):
     assert "set env.render_quality=full" in caplog.text
     caplog.clear()
     check_same_spec(recorded, recorded)
-    check_same_spec(IMAGES, recorded)
+    check_same_spec(IMAGES, recorded)  # tells nothing, as LeRobot's, which were rendered in full quality
     assert not caplog.text
+    check_same_spec(IMAGES, dataclasses.replace(IMAGES, settings={"render_quality": "fast"}))
+    assert "set env.render_quality=full" in caplog.text

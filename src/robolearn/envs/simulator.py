@@ -27,6 +27,9 @@ if TYPE_CHECKING:  # torch stays out of the worker processes
 
 log = logging.getLogger(__name__)
 
+UNSAID = {"render_quality": "full"}
+"""Settings of datasets and checkpoints that tell none, as LeRobot's do."""
+
 
 class Simulator:
     """Makes vectors of one gymnasium environment, whose observations carry dataset keys.
@@ -235,11 +238,12 @@ def check_same_spec(dataset: "Spec", env: "Spec") -> None:
         raise UserError(f"Dataset and simulator do not fit: {'; '.join(faults)}; {_remedy(dataset, env)}.")
     if dataset.fps != env.fps:
         log.warning("The dataset was recorded at %g fps, the simulator runs at %g (env.fps).", dataset.fps, env.fps)
-    for key in dataset.settings.keys() & env.settings.keys():
-        if dataset.settings[key] != env.settings[key]:
+    recorded = UNSAID | dataset.settings
+    for key in recorded.keys() & env.settings.keys():
+        if recorded[key] != env.settings[key]:
             log.warning(
                 "The dataset was recorded with %s=%s, the simulator runs with %s; set env.%s=%s to see the same.",
-                *(key, dataset.settings[key], env.settings[key], key, dataset.settings[key]),
+                *(key, recorded[key], env.settings[key], key, recorded[key]),
             )
 
 
