@@ -5,7 +5,6 @@ import io
 from functools import partial
 from typing import Any
 
-import mujoco
 import numpy as np
 
 with contextlib.redirect_stderr(io.StringIO()):
@@ -37,13 +36,14 @@ class XarmLift(Lift):
 
     def step(self, action: np.ndarray) -> tuple[Any, float, bool, bool, dict]:
         """Step with an action (4,)."""
-        return super().step(np.clip(np.asarray(action, np.float32), -1, 1))
+        observation, reward, terminated, truncated, info = super().step(np.clip(np.asarray(action, np.float32), -1, 1))
+        return observation, float(reward), bool(terminated), truncated, info
 
     def get_reward(self) -> float:
         """The reward of the state, with heights above the floor where it rewards a height."""
         lifted = self.obj[2] > self._init_z + 0.005 and np.linalg.norm(self.obj - self.eef) < 0.1
         picked = lifted or self.obj[2] >= self.z_target - 0.01
-        return super().get_reward() + (self.center_of_table[2] if picked else 0.0)
+        return float(super().get_reward() + (self.center_of_table[2] if picked else 0.0))
 
     def close(self) -> None:
         """Free the pictures' contexts."""
@@ -67,7 +67,7 @@ class XarmLift(Lift):
 
     def _reset_sim(self) -> bool:
         # Forces, commands and the solver's start would stay from the episode before.
-        mujoco.mj_resetData(self.model, self.data)
+        self._mujoco.mj_resetData(self.model, self.data)  # type: ignore[attr-defined]
         done = super()._reset_sim()
-        mujoco.mj_forward(self.model, self.data)
+        self._mujoco.mj_forward(self.model, self.data)  # type: ignore[attr-defined]
         return done
