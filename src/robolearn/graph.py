@@ -64,9 +64,10 @@ class Captured:
                     raise
                 self._gives_up = True
                 self._graphs.clear()
-                log.warning(
-                    "%s runs without a CUDA graph, several times slower: %s", self.name, str(error).splitlines()[0]
-                )
+                # What a function did wrong is hidden behind what that did to the capture.
+                cause = error.__context__ if isinstance(error.__context__, RuntimeError) else error
+                reason = str(cause).splitlines()[0]
+                log.warning("%s runs without a CUDA graph, several times slower: %s", self.name, reason)
                 return self.function(batches)
         return graph(batches)
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from synthetic import write_dataset
 
-from robolearn.data import LeRobotDataset, video
+from robolearn.data import LeRobotDataset, cache, video
 from robolearn.types import Window
 
 CPU = torch.device("cpu")
@@ -163,3 +163,28 @@ def test_default_folder(folder, tmp_path, monkeypatch):
     monkeypatch.setenv("ROBOLEARN_CACHE", str(tmp_path / "elsewhere"))
     LeRobotDataset(root=str(folder)).load(CPU)
     assert list((tmp_path / "elsewhere/frames").glob("*/frames.u8"))
+
+
+def test_files_are_read_again_only_where_they_changed(tmp_path, monkeypatch):
+    monkeypatch.setattr(cache, "SETTLED_S", 0.0)
+    reads, read = [], cache._file_digest
+    monkeypatch.setattr(cache, "_file_digest", lambda path: reads.append(path) or read(path))
+    file, memory = tmp_path / "video.mp4", tmp_path / "digests"
+    file.write_bytes(b"one")
+    times = file.stat()
+    time.sleep(0.05)
+    first = cache.digest([file], memory=memory)
+    assert cache.digest([file], memory=memory) == first == cache.digest([file])
+    assert len(reads) == 2  # once without a memory
+    file.write_bytes(b"two")  # as long as before, and with its old time of change
+    os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert cache.digest([file], memory=memory) == cache.digest([file]) != first
+    (note,) = memory.iterdir()
+    note.write_text("{")
+    assert cache.digest([file], memory=memory) == cache.digest([file])
+
+
+def test_a_file_that_was_just_written_is_not_remembered(tmp_path):
+    (tmp_path / "video.mp4").write_bytes(b"one")
+    cache.digest([tmp_path / "video.mp4"], memory=tmp_path / "digests")
+    assert not (tmp_path / "digests").exists()

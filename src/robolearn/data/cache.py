@@ -5,11 +5,13 @@ file that tells their shape and checksum. Its name is a digest of the dataset's 
 chosen from them, so that an entry never goes stale: other content makes another name.
 """
 
+import contextlib
 import errno
 import json
 import logging
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -28,6 +30,7 @@ log = logging.getLogger(__name__)
 
 LAYOUT = 1  # Counts up when entries are written in another way, so that old ones are no longer found.
 CHUNK = 1 << 26
+SETTLED_S = 10.0  # Age of a file from which its times tell of every change.
 SLACK = 1 << 24  # Bytes to be left on the disk, for the file system's own records.
 
 
@@ -36,17 +39,43 @@ def default_folder() -> Path:
     return Path(os.environ.get("ROBOLEARN_CACHE") or "~/.cache/robolearn").expanduser()
 
 
-def digest(files: Iterable[Path], *parts: object) -> str:
-    """32 hex digits (XXH3, 128 bit) that depend on the bytes of `files`, in order, and on `parts`."""
+def digest(files: Iterable[Path], *parts: object, memory: Path | None = None) -> str:
+    """32 hex digits (XXH3, 128 bit) that depend on the bytes of `files`, in order, and on `parts`.
+
+    A file is read again only if `memory`, a folder, does not know it as it is now.
+    """
     paths = list(files)
     with ThreadPoolExecutor(8) as pool:
-        sums = list(pool.map(_file_digest, paths))
+        sums = list(pool.map(lambda path: _known_digest(path, memory) if memory else _file_digest(path), paths))
     total = xxhash.xxh3_128(f"layout {LAYOUT}".encode())
     for part in (*sums, *parts):
         data = part.tobytes() if isinstance(part, np.ndarray) else str(part).encode()
         total.update(f"{len(data)}:".encode())
         total.update(data)
     return total.hexdigest()
+
+
+def _known_digest(path: Path, memory: Path) -> str:
+    try:
+        stat = path.stat()
+    except OSError:
+        return _file_digest(path)
+    # Whoever writes into a file changes its ctime, which no tool can set back.
+    state = [stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]
+    note = memory / f"{xxhash.xxh3_64(str(path.resolve()).encode()).hexdigest()}.json"
+    try:
+        known = json.loads(note.read_text())
+        if known["state"] == state:
+            return known["digest"]
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    found = _file_digest(path)
+    # A clock ticks coarsely: what was just written may be written once more without any change of its times.
+    if time.time() - stat.st_ctime > SETTLED_S and path.stat().st_ctime_ns == stat.st_ctime_ns:
+        with contextlib.suppress(OSError):
+            memory.mkdir(parents=True, exist_ok=True)
+            write_json(note, {"state": state, "digest": found})
+    return found
 
 
 def _file_digest(path: Path) -> str:

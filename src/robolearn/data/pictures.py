@@ -49,7 +49,7 @@ def get_pictures(
         files = [wanted.file for wanted in requests]
         # A stricter tolerance may refuse what a laxer one has let in, so it is a part of the name.
         parts = [tolerance_s, *(part for wanted in requests for part in (wanted.times, wanted.rows))]
-    name = cache.digest(files, key, backend, full, *parts)
+    name = cache.digest(files, key, backend, full, *parts, memory=folder / "digests")
 
     def fill(writer: cache.Writer) -> None:
         with _progress(writer, full[0], key) as write:
