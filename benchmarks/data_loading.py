@@ -2,13 +2,16 @@
 
     python benchmarks/data_loading.py dataset.root=DIR [batch_size=64] [num_workers=0,1,2] [batches=500] [device=cpu]
 
-Every key of the ``dataset`` node may be given. Prints a table and, as its last line, the best row as JSON.
+Every key of the ``dataset`` node may be given. With ``first=true`` the frames are decoded anew into a folder that is
+removed afterwards, and the seconds of that are told. Prints a table and, as its last line, the best row as JSON.
 """
 
 import json
 import sys
+import tempfile
 import time
 from itertools import islice
+from typing import Any
 
 import torch
 from omegaconf import OmegaConf
@@ -17,17 +20,25 @@ from robolearn.data import BatchSampler, LeRobotDataset, Loader
 from robolearn.types import Window
 
 WINDOW = Window(observation=(-1, 0), action=tuple(range(-1, 15)))
-DEFAULTS = {"dataset": {}, "batch_size": 64, "num_workers": "0,1,2", "batches": 500, "device": "cpu"}
+DEFAULTS = {"dataset": {}, "batch_size": 64, "num_workers": "0,1,2", "batches": 500, "device": "cpu", "first": False}
 
 
 def main() -> None:
     """Measure with every number of workers asked for."""
     config = OmegaConf.merge(DEFAULTS, OmegaConf.from_dotlist(sys.argv[1:]))
-    options = OmegaConf.to_container(config.dataset)
+    options: dict[str, Any] = {str(key): value for key, value in config.dataset.items()}
     assert isinstance(options, dict)
+    options = {str(key): value for key, value in options.items()}
     device = torch.device(config.device)
+    result = {}
+    if config.first:
+        with tempfile.TemporaryDirectory() as folder:
+            started = time.perf_counter()
+            LeRobotDataset(**{**options, "cache_dir": folder}).load(device)
+            result["first_decode_s"] = round(time.perf_counter() - started, 2)
+        print(f"decoded in {result['first_decode_s']:.1f} s")
     started = time.perf_counter()
-    dataset = LeRobotDataset(**{str(key): value for key, value in options.items()}).load(device)
+    dataset = LeRobotDataset(**options).load(device)
     opened = time.perf_counter() - started
     print(f"{dataset.num_frames} frames, ready after {opened:.1f} s; batches of {config.batch_size}")
     print(f"{'num_workers':>11} {'ms/batch':>9} {'samples/s':>10}")
@@ -37,7 +48,7 @@ def main() -> None:
         rows.append((config.batch_size / seconds, workers))
         print(f"{workers:>11} {1e3 * seconds:>9.2f} {rows[-1][0]:>10.0f}")
     best, workers = max(rows)
-    result = {"samples_per_s": round(best), "num_workers": workers, "open_s": round(opened, 2)}
+    result |= {"samples_per_s": round(best), "num_workers": workers, "open_s": round(opened, 2)}
     print(json.dumps(result | {"batch_size": config.batch_size, "device": str(device)}))
 
 

@@ -122,7 +122,7 @@ def losses(trainer: Trainer, steps: int) -> list[list[float]]:
         trainer.step += 1
     trainer.meter.add = add
     batches.close()
-    return [[float(first[0]), float(norm[0])] for first, norm in zip(seen[::2], seen[1::2], strict=True)]
+    return [[float(first[0].detach()), float(norm[0])] for first, norm in zip(seen[::2], seen[1::2], strict=True)]
 
 
 def distance(one: Policy, other: Policy) -> float:
@@ -153,7 +153,9 @@ def test_the_fast_path_learns_what_the_plain_one_does(images: bool) -> None:
     found = np.array(losses(fast, 20))
     np.testing.assert_allclose(found[:, 0], expected[:, 0], rtol=0.03)
     np.testing.assert_allclose(found[:, 1], expected[:, 1], rtol=0.15)
-    assert distance(plain.policy, fast.policy) < 0.35 * distance(plain.policy, start.to(GPU))
+    # Adam takes full steps along gradients that are all rounding, of which an image encoder has many.
+    share = 0.7 if images else 0.15
+    assert distance(plain.policy, fast.policy) < share * distance(plain.policy, start.to(GPU))
 
 
 def test_a_graph_alone_changes_nothing() -> None:
