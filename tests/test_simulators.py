@@ -1,7 +1,9 @@
 """Aloha and xArm, alone and side by side with PushT."""
 
+import os
 import subprocess
 import sys
+from ctypes.util import find_library
 from pathlib import Path
 
 import numpy as np
@@ -304,6 +306,17 @@ def test_a_display_that_cannot_be_had_gives_the_command(monkeypatch, backend, wa
     monkeypatch.setattr("mujoco.Renderer.__del__", lambda self: None, raising=False)
     with pytest.raises(UserError, match=f"MUJOCO_GL={backend}.*{way}"):
         Xarm().make(1)
+
+
+@pytest.mark.skipif(sys.platform != "linux" or bool(find_library("OSMesa")), reason="has OSMesa")
+@pytest.mark.parametrize("robot", [pytest.param("Aloha", marks=TWO_ARMS), pytest.param("Xarm", marks=LIFT)])
+def test_a_library_that_is_really_missing_gives_the_command(robot):
+    code = f"from robolearn.envs import {robot}; {robot}().make(1)"
+    environ = os.environ | {"MUJOCO_GL": "osmesa"}
+    environ.pop("PYOPENGL_PLATFORM", None)
+    done = subprocess.run([sys.executable, "-c", code], env=environ, capture_output=True, text=True, check=False)
+    last = done.stderr.strip().splitlines()[-1]
+    assert "can't render here with MUJOCO_GL=osmesa: apt-get install -y libosmesa6" in last
 
 
 # What users get wrong

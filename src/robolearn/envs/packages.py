@@ -50,7 +50,7 @@ def import_package(package: str | None, environ: Mapping[str, str]) -> None:
         raise UserError(missing(error, package)) from error
     except Exception as error:
         # PyOpenGL without its library: an AttributeError of None, deep inside.
-        if not _speaks_of_gl(error):
+        if not speaks_of_display(error):
             raise
         raise UserError(no_display(error)) from error
 
@@ -77,7 +77,7 @@ def missing(error: Exception, package: str | None) -> str:
         own = ", or add its folder to PYTHONPATH (env.package)" if name == package and name not in PIP else ""
         pip = f"pip install {PIP.get(name, name.replace('_', '-'))}"
         return f"The simulator needs the Python package {name}, which is not installed: {pip}{own}"
-    if _speaks_of_gl(error):
+    if speaks_of_display(error):
         return no_display(error)
     return f"The simulator's package {package} can't be imported: {one_line(error)}."
 
@@ -94,6 +94,7 @@ def no_display(error: BaseException) -> str:
     return f"MuJoCo can't render here with MUJOCO_GL={backend or 'unset'}: {way} ({one_line(error)})."
 
 
-def _speaks_of_gl(error: BaseException) -> bool:
+def speaks_of_display(error: BaseException) -> bool:
+    """Whether an exception comes from OpenGL that cannot be had here, such as PyOpenGL's AttributeError of None."""
     text = f"{type(error).__module__} {error}"
     return re.search(r"\begl|EGL|OSMesa|OpenGL|glGet|glfw|MUJOCO_GL", text) is not None

@@ -19,7 +19,7 @@ from robolearn.envs.adapters import (
     make_vector,
     one_line,
 )
-from robolearn.envs.packages import import_package, missing
+from robolearn.envs.packages import import_package, missing, no_display, speaks_of_display
 from robolearn.errors import UserError
 
 if TYPE_CHECKING:  # torch stays out of the worker processes
@@ -207,6 +207,8 @@ def open_simulator(
     except UserError:
         raise
     except Exception as error:  # the environment's own constructor may raise anything
+        if speaks_of_display(error):
+            raise UserError(no_display(error)) from error
         raise UserError(
             f"{id_key}={id} can't be opened with {_listed(kwargs)}: {one_line(error)}; check the keys of env."
         ) from error
