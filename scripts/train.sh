@@ -35,7 +35,7 @@ else
   stage "3/3 Training, and the same episodes again."
   "$BIN/robolearn-train" "+experiment=$recipe" "${data[@]}" "output_dir=$folder/trained" "$@"
   stage "Done."
-  "$BIN/python" scripts/compare_runs.py "$folder/untrained" "$folder/trained"
+  "$BIN/python" "$(dirname "$0")/compare_runs.py" "$folder/untrained" "$folder/trained"
   folder=$folder/trained
 fi
 cat <<END
