@@ -42,8 +42,9 @@ def main() -> None:
     half = 1.96 * gain.std(ddof=1) / np.sqrt(len(gain))
     better, worse = int((gain > 0).sum()), int((gain < 0).sum())
     print(
-        f"Training raised the best reward by {gain.mean():.2f} (95 % interval {gain.mean() - half:.2f} to "
-        f"{gain.mean() + half:.2f}); it did better in {better} and worse in {worse} episodes."
+        f"Training raised success by {100 * (after['success_rate'] - before['success_rate']):.0f} points and the best "
+        f"reward by {gain.mean():.2f} (95 % interval {gain.mean() - half:.2f} to {gain.mean() + half:.2f}); "
+        f"it did better in {better} and worse in {worse} episodes."
     )
 
 
