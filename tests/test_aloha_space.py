@@ -39,7 +39,7 @@ def test_actions_come_back_through_the_normaliser(to_pi: bool, delta: bool) -> N
     batch = make_batch()
     stats = {key: {"mean": torch.full((14,), 0.3), "std": torch.full((14,), 2.0)} for key in batch}
     modes = {"STATE": "MEAN_STD", "ACTION": "MEAN_STD"}
-    normalizer = Normalizer(SPEC, modes, stats, AlohaSpace(SPEC, to_pi, delta))  # type: ignore[arg-type]
+    normalizer = Normalizer(SPEC, modes, stats, space=AlohaSpace(SPEC, to_pi, delta))  # type: ignore[arg-type]
     encoded = normalizer.encode(batch)
     torch.testing.assert_close(normalizer.decode_action(encoded["action"], batch), batch["action"])
 

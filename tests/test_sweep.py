@@ -22,8 +22,6 @@ from robolearn.sweep import interval, read
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 from sweep_report import write_sweep
 
-NOW = time.time()
-
 
 def write_run(sweep: Path, seed: int, rate: float = 1e-3, values: tuple[float, ...] = (), **state: Any) -> Path:
     overrides = ["policy=act", f"seed={seed}", f"optimizer.lr={rate}"]
@@ -34,7 +32,9 @@ def write_run(sweep: Path, seed: int, rate: float = 1e-3, values: tuple[float, .
     rows = [{"step": 10 * (i + 1), "train/loss": 1.0, "eval/success_rate": v} for i, v in enumerate(values)]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"step": 99, "tr')
     status = {"state": "finished", "step": 100, "steps": 100, "first_step": 0, "error": None, "job": None}
-    (folder / "status.json").write_text(json.dumps({**status, "since": NOW - 100, "time": NOW, **state}))
+    (folder / "status.json").write_text(
+        json.dumps({**status, "since": time.time() - 100, "time": time.time(), **state})
+    )
     return folder
 
 
@@ -51,7 +51,7 @@ def states(sweep: Path) -> dict[str, str]:
     return {run.overrides["seed"]: run.state for run in read(sweep).runs}
 
 
-SILENT = NOW - 1000
+SILENT = time.time() - 1000
 
 
 @pytest.mark.parametrize(
@@ -84,7 +84,7 @@ def test_without_a_cluster_the_heartbeat_decides(tmp_path: Path, monkeypatch: py
 
 
 def test_a_row_tells_step_remaining_time_last_and_best(tmp_path: Path) -> None:
-    times = {"since": NOW - 100, "time": NOW, "first_step": 40}
+    times = {"since": time.time() - 100, "time": time.time(), "first_step": 40}
     write_run(tmp_path, 1, values=(0.2, 0.6, 0.4), state="running", step=60, **times)
     (run,) = read(tmp_path).runs
     assert (run.step, run.steps, run.last, run.best) == (60, 100, 0.4, 0.6)

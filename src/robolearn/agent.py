@@ -28,8 +28,7 @@ class Agent:
         amp_dtype: Precision of autocast; None computes in float32.
         tasks: What is to be done, in words, for a policy that reads it: one for all environments, or one for each.
         explore: Act as the policy does to collect what it learns from.
-        cuda_graph: Replay predictions as CUDA graphs; None: on a GPU, where the policy can, with a warning where that
-            fails.
+        cuda_graph: True: replay predictions as CUDA graphs; otherwise they run as usual.
         compile: Let the policy compile what it acts with, in place.
     """
 
@@ -54,11 +53,9 @@ class Agent:
         self._tasks = {key: value.to(device) for key, value in encoded.items()}
         self._act_after = policy.explore_after if explore else policy.act_after
         self._memory: Batch = {}
-        captures = cuda_graph is not False and device.type == "cuda" and policy.capturable
+        captures = cuda_graph is True and device.type == "cuda" and policy.capturable
         # Two graphs: an episode's first prediction remembers nothing.
-        self._predict = (
-            Captured(self._chunk, "Acting", required=cuda_graph is True, warmup=1, keep=2) if captures else self._chunk
-        )
+        self._predict = Captured(self._chunk, "Acting", required=True, warmup=1, keep=2) if captures else self._chunk
         if compile:
             policy.compile_acting()
         coeff = policy.temporal_ensemble_coeff

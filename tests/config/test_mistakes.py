@@ -142,7 +142,7 @@ CHECKED = {
     "batch size": (["batch_size=0"], "batch_size=0: it must be at least 1"),
     "workers": (["num_workers=-1"], "num_workers=-1: it must be at least 0"),
     "steps": (["offline.steps=-1"], "offline.steps=-1: it must be at least 0"),
-    "online": (["online.steps=5"], "training online is not built yet"),
+    "online": (["online.steps=5"], "online.steps_between_rollouts is missing"),
     "precision": (["amp_dtype=bfloat61"], "did you mean 'bfloat16'?"),
     "device's name": (["device=gpu"], "device=gpu: it is none of cuda"),
     "no run": (["resume=must", "output_dir=a"], "resume=must: a holds no run"),

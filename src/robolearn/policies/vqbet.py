@@ -70,8 +70,9 @@ class VqbetPolicy(Policy):
             arXiv:1708.02002).
         bet_softmax_temperature: Of the draw of codes.
         sequentially_select: The second code is predicted from the first.
-        sample_codes_in_training: Corrections are learnt for codes drawn from the prediction, as in the reference;
-            false: for the codes of the data, as in BeT (arXiv:2206.11251, section 3.2).
+        sample_codes_in_training: Corrections are learnt for codes drawn from the prediction, so that every code that
+            may be drawn is corrected towards the data; false: for the codes of the data alone, as in BeT
+            (arXiv:2206.11251, section 3.2), which leaves those drawn otherwise uncorrected.
         do_mask_loss_for_padding: Actions beyond the episode's ends, and chunks that start there, count nothing; the
             reference counts them.
 
@@ -115,7 +116,7 @@ class VqbetPolicy(Policy):
         focal_loss_gamma: float = 2.0,
         bet_softmax_temperature: float = 0.1,
         sequentially_select: bool = False,
-        sample_codes_in_training: bool = False,
+        sample_codes_in_training: bool = True,
         do_mask_loss_for_padding: bool = True,
     ) -> None:
         super().__init__()
