@@ -36,9 +36,6 @@ CONTEXTS = {
 TYPES = {"aloha": "aloha_insertion", "xarm": "xarm_lift"}
 """What the reference calls an environment whose file has another name here."""
 
-PENDING = {"online=default", "env=aloha_insertion", "env=xarm_lift"}
-"""Files that their rows were written for before they came."""
-
 
 @dataclass(frozen=True)
 class Row:
@@ -70,14 +67,6 @@ def told(text: str) -> Any:
         return json.loads(text)
     except ValueError:
         return text
-
-
-def available(*choices: str) -> None:
-    """Skip what waits for a file; anything else that is not there is a mistake."""
-    for choice in choices:
-        group, _, name = choice.partition("=")
-        if choice in PENDING and not (conf_dir() / group / f"{name}.yaml").is_file():
-            pytest.skip(f"{choice} is still to come")
 
 
 @functools.cache
@@ -148,7 +137,6 @@ def test_what_differs_is_said(shared: Path) -> None:
 @pytest.mark.parametrize(("row", "kind"), KEYS, ids=lambda value: value.option if isinstance(value, Row) else value)
 def test_default(row: Row, kind: str) -> None:
     context = row.context(kind)
-    available(*context)
     text = row.defaults[kind]
     if "${" in text:
         assert as_written(row.key, context) == text
@@ -159,7 +147,6 @@ def test_default(row: Row, kind: str) -> None:
 
 @pytest.mark.parametrize("row", CHOICES, ids=lambda row: row.option)
 def test_choice(row: Row) -> None:
-    available(row.key)
     group, _, option = row.key.partition("=")
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
         before = hydra_compose("train", [], return_hydra_config=True).hydra.runtime.choices
@@ -173,7 +160,6 @@ def test_choice(row: Row) -> None:
 @pytest.mark.parametrize(("row", "kind"), KEYS, ids=lambda value: value.option if isinstance(value, Row) else value)
 def test_a_change_is_seen_and_read(row: Row, kind: str) -> None:
     context = row.context(kind)
-    available(*context)
     overrides = changes(context)
     changed = composed(*context, *(f"{key}={text(value)}" for key, value in overrides.items()))
     key = next(key for key in overrides if key == row.key or key.startswith(f"{row.key}."))
