@@ -227,5 +227,7 @@ def test_full_sizes(shared: Path, tmp_path: Path, kind: str) -> None:
     policy, normalizer = load_policy(folder, CPU)
     export(folder, tmp_path / "out", policy, normalizer, Start(folder).spec())
     back = load_file(tmp_path / "out/model.safetensors")
-    assert all(torch.equal(back[name], value) for name, value in state.items())
+    # Positions of ACT's VAE are computed, not learnt: ours are written, whatever the folder held.
+    learnt = {name: value for name, value in state.items() if not name.endswith("pos_enc")}
+    assert all(torch.equal(back[name], value) for name, value in learnt.items())
     save_file({}, tmp_path / "out/model.safetensors")  # a gigabyte back at once
