@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 import toy_sim
-from toys_trainer import CPU, Line
+from toys_trainer import CPU, Line, metrics, saved, status, trainer
 
 from robolearn.agent import Agent
 from robolearn.data.replay import ReplayBuffer
@@ -21,6 +21,7 @@ from robolearn.online import Collector, Online
 from robolearn.policies.vqbet import VqbetPolicy
 from robolearn.rollout import Stopped
 from robolearn.rollouts import Collected, RolloutsBeside
+from robolearn.trainer import Trainer
 from robolearn.types import Feature, Spec
 
 SPEC = Spec({"observation.state": Feature("STATE", (2,))}, Feature("ACTION", (2,)), 10.0)
@@ -237,6 +238,43 @@ def test_an_error_beside_training_ends_it(tmp_path: Path) -> None:
             wait(found.rollouts, acting)  # type: ignore[arg-type]
     finally:
         found.close()
+
+
+def unfinished(folder: Path, **kwargs: Any) -> Trainer:
+    """A run whose only rollout begins before its last update and takes longer."""
+    policy = Explorer()
+    acting = Agent(policy, Normalizer(SPEC, {}), CPU, explore=True)
+    found = collector(folder, acting, simulator(**kwargs), do_rollout_async=True)
+    return trainer(folder, steps=5, policy=policy, collector=found)
+
+
+def test_a_rollout_that_outlasts_the_last_update_is_waited_for(tmp_path: Path) -> None:
+    made = unfinished(tmp_path, crash_in="slow")
+    made.train()
+    assert made.collector
+    assert made.collector.replay.next_number == 1
+    told = metrics(tmp_path)
+    assert [line["step"] for line in told] == [3, 5]  # a line a step, the last with what came in
+    assert told[-1]["online/env_steps"] == made.collector.replay.episodes[0].steps
+    assert told[-1]["online/weights_age"] == 1
+
+
+def test_its_error_is_the_runs(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"RuntimeError: joint 3 broke"):
+        unfinished(tmp_path, crash_in="step").train()
+    assert status(tmp_path)["state"] == "failed"
+    assert saved(tmp_path) == [4, 5]  # what was trained is kept
+
+
+def test_a_signal_ends_the_wait(tmp_path: Path) -> None:
+    acting = agent()
+    found = collector(tmp_path, acting, simulator(crash_in="slow"), do_rollout_async=True)
+    assert found.finish(4, never) == {}
+    found(4, lambda: acting, never)
+    with pytest.raises(Stopped):
+        found.finish(5, lambda: True)
+    assert found.finish(5, never)["online/episodes"] == 1
+    found.close()
 
 
 def test_the_death_of_the_process_beside_training_is_told(tmp_path: Path) -> None:

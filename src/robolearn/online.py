@@ -187,6 +187,17 @@ class Collector:
             if not seeding or enough or self.replay.next_number == before:
                 return scalars
 
+    def finish(self, step: int, stop: Callable[[], bool]) -> dict[str, float]:
+        """Wait for the rollout that is under way after the last update, if one is; scalars of what came in.
+
+        The run's last checkpoint is older than its episodes; a run that goes on with more updates finds them as files.
+
+        Raises:
+            Stopped: `stop` said so meanwhile; its episodes are lost.
+            UserError: A simulator failed.
+        """
+        return self._take(step, wait=True, stop=stop)
+
     def _due(self, step: int) -> bool:
         if step < self.begins or self.started_at == step:
             return False

@@ -173,11 +173,14 @@ class Trainer:
             make_capturable(self.optimizer, self.device)
 
     def collect(self) -> None:
-        """Let the policy collect what is due before the next update."""
+        """Let the policy collect what is due before the next update; after the last, take what still runs."""
         while self.collector:
             try:
                 with self.meter.paused():
-                    self.scalars |= self.collector(self.step, self.exploring, self.interrupted)
+                    if self.step < self.steps:
+                        self.scalars |= self.collector(self.step, self.exploring, self.interrupted)
+                    else:
+                        self.scalars |= self.collector.finish(self.step, self.interrupted)
                 break
             except Stopped:
                 self.leave()  # a restart collects it again, and so does a run that goes on
@@ -235,6 +238,8 @@ class Trainer:
                 break
             except Stopped:
                 self.leave()  # a restart evaluates this step again, and so does a run that goes on
+        if self.step >= self.steps:
+            self.collect()
         if self.scalars:
             self.logger.scalars(self.step, self.scalars)
             self.scalars = {}
