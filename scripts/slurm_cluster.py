@@ -36,10 +36,17 @@ def main() -> int:
     if reason := why_not():
         raise SystemExit(f"No SLURM can be started here: {reason}.")
     command = [part for part in arguments.command if part != "--"]
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # the cluster is stopped then too
     with tempfile.TemporaryDirectory(prefix="slurm_") as folder:
         cluster = Cluster(Path(folder), arguments.nodes, arguments.cpus, arguments.gpus)
-        with cluster.running() as environment:
-            return subprocess.call(command or ["sinfo"], env={**os.environ, **environment})
+        with (
+            cluster.running() as environment,
+            subprocess.Popen(command or ["sinfo"], env={**os.environ, **environment}) as process,
+        ):
+            try:
+                return process.wait()
+            finally:
+                process.terminate()
 
 
 def why_not() -> str | None:
@@ -151,17 +158,19 @@ class Cluster:
         munge = self.folder / "munge"
         options = {"socket": "socket", "key-file": "key", "pid-file": "pid", "log-file": "log", "seed-file": "seed"}
         self._spawn("munged", "-F", "-f", *(f"--{option}={munge / name}" for option, name in options.items()))
-        self._wait(10, ["munge", "-n", "-S", str(munge / "socket")])
+        self._wait(60, ["munge", "-n", "-S", str(munge / "socket")])
         self._spawn("slurmctld", "-D")
         for number in range(1, self.nodes + 1):
             self._spawn("slurmd", "-D", "-N", f"n{number}")
-        self._wait(20, ["scontrol", "ping"])
+        self._wait(60, ["scontrol", "ping"])
         self._wait(90, ["sinfo", "--noheader", "--Node", "--partition=main", "--states=idle"], lines=self.nodes)
 
     def _spawn(self, program: str, *arguments: str) -> None:
         name = f"{program}-{arguments[-1]}" if program == "slurmd" else program
         with (self.folder / "log" / f"{name}.log").open("wb") as log:
-            command = [shutil.which(program, path=f"{os.environ['PATH']}:{SBIN}") or program, *arguments]
+            path = shutil.which(program, path=f"{os.environ['PATH']}:{SBIN}") or program
+            # Should this process be killed, its daemons end with it.
+            command = ["setpriv", "--pdeathsig=TERM", path, *arguments]
             environment = {**os.environ, **self.environment}
             process = subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=environment)
         self.processes.append(process)

@@ -1,8 +1,11 @@
 """A real SLURM of four nodes on this machine, for the tests of this folder."""
 
+import contextlib
 import os
+import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -14,6 +17,26 @@ from slurm_cluster import Cluster, why_not
 from synthetic import write_dataset
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
+
+
+def bounded(command: str, seconds: float, cwd: Path, env: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    """Run a shell's command; what takes longer is ended with all that it started, and its status is not 0 then."""
+    # Files, not pipes: a process that was left behind would keep whoever reads those waiting.
+    with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
+        files = {"stdin": subprocess.DEVNULL, "stdout": out, "stderr": err}
+        process = subprocess.Popen(command, shell=True, cwd=cwd, env=env, process_group=0, **files)
+        try:
+            process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGTERM)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(60)
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+        for file in (out, err):
+            file.seek(0)
+        return subprocess.CompletedProcess(command, process.wait(), out.read(), err.read())
 
 
 @pytest.fixture(scope="session")
@@ -36,10 +59,10 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def run(cluster: dict[str, str], folder: Path) -> Run:
-    """Run a command on the cluster to its end."""
+    """Run a command on the cluster to its end, which is to come within so many seconds."""
 
-    def call(command: str, status: int = 0) -> subprocess.CompletedProcess[str]:
-        done = subprocess.run(command, shell=True, cwd=folder, env=cluster, capture_output=True, text=True, timeout=500)
+    def call(command: str, status: int = 0, seconds: float = 500) -> subprocess.CompletedProcess[str]:
+        done = bounded(command, seconds, folder, cluster)
         assert done.returncode == status, f"{command}\n{done.stdout[-1000:]}\n{done.stderr[-3000:]}"
         return done
 

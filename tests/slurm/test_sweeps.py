@@ -69,10 +69,9 @@ def test_what_the_cluster_does_not_have_is_refused_in_a_sentence(run, folder: Pa
 
 
 @pytest.mark.timeout(1600)  # minutes on a quiet machine, much longer on a busy one
-def test_a_disturbed_sweep_ends_as_one_in_peace(cluster: dict[str, str], folder: Path) -> None:
-    command = [sys.executable, str(ROOT / "scripts/sweep_test.py"), "my_keypoints", "--seeds", "2"]
-    done = subprocess.run(command, cwd=folder, env=cluster, capture_output=True, text=True, timeout=1500)
-    assert done.returncode == 0, done.stdout + done.stderr[-3000:]
+def test_a_disturbed_sweep_ends_as_one_in_peace(run) -> None:
+    command = f"{sys.executable} {ROOT}/scripts/sweep_test.py my_keypoints --seeds 2 --limit 700"
+    done = run(command, seconds=1500)
     ends = re.findall(r"(crash|kill|preempt|time-out) +(\w+) +(\d+) +equal", done.stdout)
     assert {kind: (state, int(processes) > 1) for kind, state, processes in ends} == {
         "crash": ("failed", True),
@@ -88,9 +87,11 @@ def test_a_study_goes_on_after_the_death_of_its_launcher(run, cluster: dict[str,
     command = smaller(f"{TRAIN} {ranges} hydra.sweeper.n_trials=3 hydra.sweep.dir={study} {CLUSTER}")
     command = command.replace("offline.steps=2", "offline.steps=40")
     launcher = subprocess.Popen(command, shell=True, cwd=folder, env=cluster, start_new_session=True)
-    wait(lambda: len(list(study.glob("*/status.json"))) == 2, 120)
-    os.killpg(launcher.pid, signal.SIGKILL)
-    launcher.wait()
+    try:
+        wait(lambda: len(list(study.glob("*/status.json"))) == 2, 300)
+    finally:
+        os.killpg(launcher.pid, signal.SIGKILL)
+        launcher.wait()
     begun = sorted(path.parent.name for path in study.glob("*/status.json"))
     out = run(command)
     assert "0 finished trials; 3 more are to come, 2 of them begun before" in out.stdout + out.stderr
@@ -99,11 +100,7 @@ def test_a_study_goes_on_after_the_death_of_its_launcher(run, cluster: dict[str,
     assert all((status(study / name) or {})["first_step"] == 0 for name in begun)
     assert [json.loads(line)["step"] for line in (study / begun[0] / "metrics.jsonl").read_text().splitlines()]
     assert read(study).counts() == {"finished": 3}
-    assert (
-        len(list((study / ".submitit").glob("[0-9]*_submitted.pkl")))
-        + len(list((study / ".submitit").glob("*/*_submitted.pkl")))
-        == 3
-    )
+    assert len(list((study / ".submitit").glob("*/*_submitted.pkl"))) == 3
 
 
 def wait(test, seconds: float) -> None:
