@@ -1,6 +1,7 @@
 """Fixtures every test may use."""
 
 import functools
+import os
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +11,9 @@ import torch
 
 from robolearn.envs import Aloha, PushT, Xarm
 from robolearn.errors import UserError
+
+# What a command of a test prints when it is ended because it takes too long: the stacks of its threads.
+os.environ["PYTHONFAULTHANDLER"] = "1"
 
 SHARED = Path(__file__).resolve().parents[1] / ".." / "shared"
 
@@ -53,10 +57,10 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     folder.mkdir()
     command = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(folder)]
     try:
-        mounted = subprocess.run(command, capture_output=True).returncode == 0
-    except OSError:
+        mounted = subprocess.run(command, capture_output=True, timeout=60).returncode == 0
+    except (OSError, subprocess.TimeoutExpired):
         mounted = False
     if not mounted:
         pytest.skip("needs the right to mount a file system")
     yield folder
-    subprocess.run(["umount", str(folder)], check=True)
+    subprocess.run(["umount", str(folder)], check=True, timeout=60)

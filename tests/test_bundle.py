@@ -1,9 +1,9 @@
 """The bundle for machines without a network, of a small project in robolearn's stead."""
 
-import subprocess
 import sys
 from pathlib import Path
 
+import processes
 import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "scripts"))
@@ -46,8 +46,9 @@ def test_a_bundle_installs_where_it_is_carried(project: Path, options: list[str]
     carried = folder.rename(project.parent / "carried")
     venv = project.parent / "venv"
     command = [sys.executable, str(carried / "bundle.py"), "install", str(carried), str(venv)]
-    subprocess.run(command, check=True, capture_output=True)
-    assert subprocess.check_output([venv / "bin/tiny"], text=True) == "here\n"
+    done = processes.run(command)
+    assert done.returncode == 0, done.stderr
+    assert processes.run([venv / "bin/tiny"]).stdout == "here\n"
 
 
 @pytest.mark.slow

@@ -8,8 +8,10 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import processes
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -30,20 +32,17 @@ def toy(tmp_path: Path) -> list[str]:
     return toys_collect.write_conf(tmp_path / "conf")
 
 
-def start(*argv: str, **options) -> subprocess.Popen[str]:
+def command(*argv: str) -> dict[str, Any]:
     paths = os.pathsep.join([str(TESTS), os.environ.get("PYTHONPATH", "")])
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": paths}
-    command = [sys.executable, "-m", "robolearn.cli.collect", *argv]
-    return subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment, **options
-    )
+    collect = [sys.executable, "-m", "robolearn.cli.collect", *argv]
+    return {"command": collect, "stderr": subprocess.STDOUT, "env": environment}
 
 
 def collect(*argv: str, status: int = 0) -> str:
-    process = start(*argv)
-    text, _ = process.communicate(timeout=120)
-    assert process.returncode == status, text
-    return text
+    done = processes.run(**command(*argv))
+    assert done.returncode == status, done.stdout
+    return done.stdout
 
 
 def refused(capsys, *argv: str) -> str:
@@ -162,20 +161,20 @@ def alive(pid: int) -> bool:
 def test_an_interrupted_collection_is_sound_and_goes_on(tmp_path: Path, toy: list[str], number: int) -> None:
     out = tmp_path / "set"
     slow = [*toy, "env.kwargs.crash_in=slow", "workers=2", f"out={out}"]
-    process = start(*slow, "episodes=3000", start_new_session=True)
-    if number == signal.SIGKILL:  # what it had until its first commit
-        wait_for(lambda: (out / "meta/info.json").is_file())
-    else:
-        wait_for(lambda: len(children(process.pid)) > 3)
-        time.sleep(2)
-    workers = children(process.pid)
-    assert len(workers) > 2
-    if number == signal.SIGINT:
-        os.killpg(process.pid, number)  # as a terminal does: to all of them
-    else:
-        process.kill()
-    text, _ = process.communicate(timeout=30)
-    wait_for(lambda: not any(map(alive, workers)), 10)
+    with processes.started(**command(*slow, "episodes=3000"), stdout=subprocess.PIPE) as process:
+        if number == signal.SIGKILL:  # what it had until its first commit
+            wait_for(lambda: (out / "meta/info.json").is_file())
+        else:
+            wait_for(lambda: len(children(process.pid)) > 3)
+            time.sleep(2)
+        workers = children(process.pid)
+        assert len(workers) > 2
+        if number == signal.SIGINT:
+            os.killpg(process.pid, number)  # as a terminal does: to all of them
+        else:
+            process.kill()
+        text, _ = process.communicate(timeout=60)
+        wait_for(lambda: not any(map(alive, workers)))
     recorded = len([row for row in rows(out) if row["next.done"]])
     assert recorded >= 1
     if number == signal.SIGINT:
@@ -232,13 +231,11 @@ def test_a_policy_is_recorded_whatever_the_workers(tmp_path: Path, toy: list[str
     """Rollouts depend on seed and batch size alone, also when they were interrupted within a batch."""
     plain = [*toy, "env.features_map={agent_pos: observation.environment_state, pixels/top: null}"]
     collect(*plain, f"out={tmp_path}/shown", "episodes=3")
-    done = subprocess.run(
+    done = processes.run(
         [sys.executable, "-m", "robolearn.cli.train", *plain, "dataset=lerobot", f"dataset.root={tmp_path}/shown"]
         + ["policy=diffusion", "policy.down_dims=[8,16]", "policy.diffusion_step_embed_dim=8", "policy.crop_shape=null"]
         + ["policy.num_inference_steps=2", "offline.steps=2", "eval_freq=0", "batch_size=4", "device=cpu"]
         + [f"output_dir={tmp_path}/run", "num_workers=0", "eval.n_videos=0"],
-        capture_output=True,
-        text=True,
         env={**os.environ, "PYTHONPATH": os.pathsep.join([str(TESTS), os.environ.get("PYTHONPATH", "")])},
     )
     assert done.returncode == 0, done.stderr
@@ -294,6 +291,6 @@ def test_a_missing_library_is_told_before_anything_is_written(
 
 def test_recording_needs_no_torch() -> None:
     code = "import sys, robolearn.demonstrate; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+    assert processes.run([sys.executable, "-c", code]).returncode == 0
     assert Demonstration.__doc__
     assert Recorder.__doc__

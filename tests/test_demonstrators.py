@@ -1,7 +1,7 @@
-import subprocess
 import sys
 
 import numpy as np
+import processes
 import pytest
 import shapely
 
@@ -210,4 +210,4 @@ def test_ride_keeps_its_speed_and_arrives():
 
 def test_demonstrators_start_without_torch():
     code = "import sys, robolearn.demonstrators; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+    assert processes.run([sys.executable, "-c", code]).returncode == 0

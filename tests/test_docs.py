@@ -2,10 +2,10 @@
 
 import os
 import re
-import subprocess
 import sys
 from pathlib import Path
 
+import processes
 import pytest
 import toys_lerobot
 from synthetic import write_dataset
@@ -66,7 +66,5 @@ def test_there_are_commands() -> None:
 def test_commands_of(page: Path, folder: Path) -> None:
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     for command in commands(page):
-        done = subprocess.run(
-            smaller(command), shell=True, cwd=folder, env=os.environ | {"PATH": path}, capture_output=True, text=True
-        )
+        done = processes.run(smaller(command), cwd=folder, env=os.environ | {"PATH": path})
         assert done.returncode == 0, f"{command}\n{done.stdout[-1000:]}\n{done.stderr[-3000:]}"

@@ -1,10 +1,10 @@
 """What `make train` runs without a dataset, in a short form."""
 
 import os
-import subprocess
 import sys
 from pathlib import Path
 
+import processes
 import pytest
 
 ROOT = Path(__file__).parents[1]
@@ -14,12 +14,10 @@ ROOT = Path(__file__).parents[1]
 @pytest.mark.xarm
 def test_collects_trains_and_compares(tmp_path: Path) -> None:
     short = ["offline.steps=2", "eval.n_episodes=2", "eval.batch_size=2", "eval.n_videos=1", "seed=1"]
-    done = subprocess.run(
+    done = processes.run(
         [ROOT / "scripts/train.sh", "", *short],
         cwd=tmp_path,
         env={**os.environ, "BIN": str(Path(sys.executable).parent), "PYTHONPATH": str(ROOT / "src")},
-        capture_output=True,
-        text=True,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "200 episodes" in done.stdout

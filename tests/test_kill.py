@@ -2,12 +2,12 @@
 
 import importlib.util
 import os
-import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import processes
 import pytest
 import torch
 from synthetic import write_dataset
@@ -35,7 +35,7 @@ def test_a_killed_run_ends_as_one_that_was_not(tmp_path: Path, phase: str) -> No
         f"dataset.cache_dir={tmp_path / 'cache'}",
     ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "SDL_VIDEODRIVER": "dummy"}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    done = processes.run(command, env=environment)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "equal after 2 kills" in done.stdout
 

@@ -1,11 +1,10 @@
 """LeRobot's folders from the command line: fine-tune two steps, evaluate, export, and start from our own."""
 
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 
+import processes
 import pytest
 import toys_lerobot
 from synthetic import write_dataset
@@ -40,7 +39,8 @@ def test_fine_tune_evaluate_and_export(data: list[str], tmp_path: Path, kind: st
     assert "success_rate" in out
     assert json.loads((tmp_path / "eval/eval.json").read_text())["n_episodes"] == 1
     script = [sys.executable, str(ROOT / "scripts/export_lerobot.py"), str(folder), str(tmp_path / "out")]
-    subprocess.run(script, check=True, env=os.environ, timeout=120)
+    exported = processes.run(script)
+    assert exported.returncode == 0, exported.stderr
     # The export acts as the checkpoint it was made of, and a run of ours starts where another ended.
     figures = []
     for checkpoint in (folder, tmp_path / "out"):

@@ -1,10 +1,11 @@
 """Nothing touches the network: training and evaluation with every way out blocked and written down."""
 
 import os
-import subprocess
 import sys
 from pathlib import Path
+from subprocess import CompletedProcess
 
+import processes
 import pytest
 import torch
 import torchvision
@@ -55,8 +56,8 @@ def blocked(tmp_path: Path) -> dict[str, str]:
     }
 
 
-def run(folder: Path, environment: dict[str, str], *command: str) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run([sys.executable, *command], cwd=folder, env=environment, capture_output=True, text=True)
+def run(folder: Path, environment: dict[str, str], *command: str) -> CompletedProcess[str]:
+    done = processes.run([sys.executable, *command], cwd=folder, env=environment)
     assert (folder / "attempts").read_text() == "", done.stderr
     return done
 

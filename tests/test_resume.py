@@ -2,13 +2,13 @@
 
 import os
 import signal
-import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import processes
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -217,7 +217,7 @@ trained(Path(sys.argv[1]), policy=Line(at={{6: twice}}))
 @pytest.mark.parametrize(("times", "steps"), [(1, [4, 6]), (2, [4])])
 def test_the_second_ctrl_c_stops_at_once(tmp_path: Path, times: int, steps: list[int]) -> None:
     code = TWICE.format(times=times)
-    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], cwd=HERE, capture_output=True, text=True)
+    done = processes.run([sys.executable, "-c", code, tmp_path], cwd=HERE)
     assert done.returncode == 130
     assert saved(tmp_path) == steps
     assert "SIGINT: finishing this step and saving; press Ctrl-C again to stop at once" in done.stderr

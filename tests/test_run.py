@@ -4,11 +4,11 @@ import json
 import logging
 import os
 import socket
-import subprocess
 import time
 from pathlib import Path
 from typing import Any
 
+import processes
 import pytest
 import yaml
 
@@ -159,14 +159,14 @@ def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         monkeypatch.setenv(f"GIT_COMMITTER_{name}", value)
     (folder / "file").write_text("one\n")
     for command in (["init", "-q"], ["add", "."], ["commit", "-q", "-m", "one"]):
-        subprocess.run(["git", "-C", str(folder), *command], check=True)
+        assert processes.run(["git", "-C", folder, *command]).returncode == 0
     monkeypatch.setattr(module, "__file__", str(folder / "run.py"))
     return folder
 
 
 def test_the_commit_is_recorded(tmp_path: Path, repository: Path) -> None:
     run_in(tmp_path / "run").record()
-    sha = subprocess.check_output(["git", "-C", str(repository), "rev-parse", "HEAD"], text=True).strip()
+    sha = processes.run(["git", "-C", repository, "rev-parse", "HEAD"]).stdout.strip()
     content = json.loads((tmp_path / "run/run.json").read_text())
     assert content["git_sha"] == sha
     assert content["git_dirty"] is False

@@ -1,12 +1,12 @@
 """Aloha and xArm, alone and side by side with PushT."""
 
 import os
-import subprocess
 import sys
 from ctypes.util import find_library
 from pathlib import Path
 
 import numpy as np
+import processes
 import pytest
 
 from robolearn.envs import Aloha, PushT, Simulator, Xarm, check_same_spec
@@ -243,7 +243,8 @@ def test_pictures_of_simulators_side_by_side_are_those_of_each_alone(tmp_path: P
     for simulator in simulators:
         name = type(simulator).__name__
         script = code.format(tests=str(Path(__file__).parent), file=str(tmp_path / f"{name}.npy"), name=name)
-        subprocess.run([sys.executable, "-c", script], check=True)
+        done = processes.run([sys.executable, "-c", script])
+        assert done.returncode == 0, done.stderr
 
     # Interleaved, with another of each opened and closed in between.
     envs = [simulator.make(1) for simulator in simulators]
@@ -314,7 +315,7 @@ def test_a_library_that_is_really_missing_gives_the_command(robot):
     code = f"from robolearn.envs import {robot}; {robot}().make(1)"
     environ = os.environ | {"MUJOCO_GL": "osmesa"}
     environ.pop("PYOPENGL_PLATFORM", None)
-    done = subprocess.run([sys.executable, "-c", code], env=environ, capture_output=True, text=True, check=False)
+    done = processes.run([sys.executable, "-c", code], env=environ)
     last = done.stderr.strip().splitlines()[-1]
     assert "can't render here with MUJOCO_GL=osmesa: apt-get install -y libosmesa6" in last
 
@@ -363,4 +364,4 @@ def test_the_pip_command_for_xarm_fits_this_python(monkeypatch):
 def test_torch_can_load_triton_after_a_simulator_has_loaded_opengl():
     pytest.importorskip("triton")
     code = "from robolearn.envs import Xarm; Xarm().make(1).reset(seed=[0]); import triton"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+    assert processes.run([sys.executable, "-c", code]).returncode == 0

@@ -3,14 +3,15 @@
 import csv
 import io
 import json
+import os
 import re
 import shutil
-import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
+import processes
 import pytest
 
 from robolearn import cluster
@@ -161,10 +162,21 @@ def test_csv_json_and_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
 def test_the_page_draws_in_a_browser(tmp_path: Path) -> None:
     write_sweep(tmp_path / "sweep", runs=20, lines=20)
     main([str(tmp_path / "sweep"), "--html", str(tmp_path / "page.html")])
-    command = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--dump-dom", f"file://{tmp_path}/page.html"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    assert done.stdout.count('class="run"') == 60  # in the coordinates and in two charts of curves
-    assert done.stdout.count("<tr") > 20
+    text = drawn(tmp_path / "page.html")
+    assert text.count('class="run"') == 60  # in the coordinates and in two charts of curves
+    assert text.count("<tr") > 20
+
+
+def drawn(page: Path, attempts: int = 3) -> str:
+    """What a page has become once its scripts have run; a browser that hangs, as on one core it may, starts anew."""
+    command = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--dump-dom"]
+    profile = f"--user-data-dir={page.parent}/profile{attempts}"  # one that others use may be locked
+    try:
+        return processes.run([*command, profile, page.as_uri()], seconds=60).stdout
+    except AssertionError:
+        if attempts == 1:
+            raise
+        return drawn(page, attempts - 1)
 
 
 MISTAKES = {
@@ -202,8 +214,8 @@ def test_durations() -> None:
 
 def test_a_thousand_runs_in_seconds(tmp_path: Path) -> None:
     write_sweep(tmp_path, runs=1000, lines=20)
-    start = time.perf_counter()
-    command = [sys.executable, "-m", "robolearn.cli.sweep", str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert time.perf_counter() - start < 5
+    before = os.times()
+    done = processes.run([sys.executable, "-m", "robolearn.cli.sweep", tmp_path])
+    # Of the processor, which a busy machine does not make more.
+    assert os.times().children_user - before.children_user < 5
     assert "1000 runs, 1000 finished" in done.stdout

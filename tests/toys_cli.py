@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import processes
+
 ROOT = Path(__file__).resolve().parents[1]
 
 _TINY = """
@@ -22,9 +24,7 @@ def run(module: str, *argv: str, status: int = 0, cwd: Path | None = None) -> st
     """Run ``robolearn.cli.<module>`` to its end; what it printed, both streams together."""
     command = [sys.executable, "-m", f"robolearn.cli.{module}", *argv]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "SDL_VIDEODRIVER": "dummy"}
-    done = subprocess.run(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment, timeout=300, cwd=cwd
-    )
+    done = processes.run(command, stderr=subprocess.STDOUT, env=environment, cwd=cwd)
     assert done.returncode == status, done.stdout
     return done.stdout
 

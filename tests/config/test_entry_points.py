@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import processes
 import pytest
 
 SLOW_IMPORTS = ("torch", "diffusers", "transformers", "datasets", "gymnasium", "av")
@@ -21,7 +22,7 @@ def run(*argv: str, module: str = "train", **environment: str) -> subprocess.Com
     """The entry point in a process of its own."""
     code = PROBE.format(names=SLOW_IMPORTS, module=module)
     env = {**os.environ, **environment}
-    return subprocess.run([sys.executable, "-c", code, *argv], capture_output=True, text=True, env=env, timeout=60)
+    return processes.run([sys.executable, "-c", code, *argv], env=env)
 
 
 @pytest.mark.parametrize(

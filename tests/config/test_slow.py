@@ -7,6 +7,7 @@ import venv
 from collections.abc import Callable
 from pathlib import Path
 
+import processes
 import pytest
 import yaml
 from toys import FILES, SMALL
@@ -20,7 +21,7 @@ ROOT = HERE.parents[1]
 def run(*command: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run a command to its end, without this checkout's own path."""
     env = {**{key: value for key, value in os.environ.items() if key != "PYTHONPATH"}, **environment}
-    return subprocess.run([str(part) for part in command], capture_output=True, text=True, env=env, timeout=500)
+    return processes.run(command, env=env)
 
 
 @pytest.fixture(scope="module")

@@ -1,11 +1,11 @@
 """What a dataset serves: against a reference reader where its recordings lie beside the checkout, else by hand."""
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
+import processes
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -34,7 +34,7 @@ def load(folder: Path, tmp_path: Path, **options) -> LeRobotDataset:
 )
 def test_equal_to_reference(shared, tmp_path, name, truth):
     command = [sys.executable, SCRIPT, shared / "data" / name, shared / "data/truth" / f"{truth}.json"]
-    done = subprocess.run([*command, "--cache-dir", tmp_path], capture_output=True, text=True)
+    done = processes.run([*command, "--cache-dir", tmp_path])
     assert done.returncode == 0, done.stdout + done.stderr
     assert "MISS" not in done.stdout
 
@@ -53,7 +53,7 @@ def test_check_items_finds_a_miss(shared, tmp_path, key):
     save_file(tensors, tmp_path / "truth.safetensors")
     (tmp_path / "truth.json").write_text(json.dumps(truth))
     command = [sys.executable, SCRIPT, shared / "data/pusht_keypoints_v30", tmp_path / "truth.json"]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = processes.run(command)
     assert done.returncode == 1, done.stdout + done.stderr
     assert done.stdout.count("MISS") == 1
     assert f"MISS {key}" in done.stdout

@@ -1,14 +1,12 @@
 """A real SLURM of four nodes on this machine, for the tests of this folder."""
 
-import contextlib
 import os
-import signal
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import processes
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -17,26 +15,6 @@ from slurm_cluster import Cluster, why_not
 from synthetic import write_dataset
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
-
-
-def bounded(command: str, seconds: float, cwd: Path, env: dict[str, str]) -> subprocess.CompletedProcess[str]:
-    """Run a shell's command; what takes longer is ended with all that it started, and its status is not 0 then."""
-    # Files, not pipes: a process that was left behind would keep whoever reads those waiting.
-    with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
-        files = {"stdin": subprocess.DEVNULL, "stdout": out, "stderr": err}
-        process = subprocess.Popen(command, shell=True, cwd=cwd, env=env, process_group=0, **files)
-        try:
-            process.wait(seconds)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGTERM)
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(60)
-        finally:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-        for file in (out, err):
-            file.seek(0)
-        return subprocess.CompletedProcess(command, process.wait(), out.read(), err.read())
 
 
 @pytest.fixture(scope="session")
@@ -62,7 +40,7 @@ def run(cluster: dict[str, str], folder: Path) -> Run:
     """Run a command on the cluster to its end, which is to come within so many seconds."""
 
     def call(command: str, status: int = 0, seconds: float = 500) -> subprocess.CompletedProcess[str]:
-        done = bounded(command, seconds, folder, cluster)
+        done = processes.run(command, seconds=seconds, cwd=folder, env=cluster)
         assert done.returncode == status, f"{command}\n{done.stdout[-1000:]}\n{done.stderr[-3000:]}"
         return done
 

@@ -1,14 +1,12 @@
 """Sweeps on a real SLURM: the page's commands, interruptions of every kind, and a study whose launcher dies."""
 
 import json
-import os
 import re
-import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
 
+import processes
 import pytest
 from test_docs import BLOCK, smaller
 
@@ -86,12 +84,8 @@ def test_a_study_goes_on_after_the_death_of_its_launcher(run, cluster: dict[str,
     ranges = "'optimizer.lr=tag(log,interval(1e-5,1e-3))' hydra/sweeper=optuna hydra.sweeper.n_jobs=2"
     command = smaller(f"{TRAIN} {ranges} hydra.sweeper.n_trials=3 hydra.sweep.dir={study} {CLUSTER}")
     command = command.replace("offline.steps=2", "offline.steps=40")
-    launcher = subprocess.Popen(command, shell=True, cwd=folder, env=cluster, start_new_session=True)
-    try:
+    with processes.started(command, cwd=folder, env=cluster):
         wait(lambda: len(list(study.glob("*/status.json"))) == 2, 300)
-    finally:
-        os.killpg(launcher.pid, signal.SIGKILL)
-        launcher.wait()
     begun = sorted(path.parent.name for path in study.glob("*/status.json"))
     out = run(command)
     assert "0 finished trials; 3 more are to come, 2 of them begun before" in out.stdout + out.stderr
