@@ -26,10 +26,10 @@ train: setup ## collect, train and evaluate; or on a dataset: make train DATASET
 	BIN=$(BIN) scripts/train.sh "$(DATASET)" $(ARGS)
 
 test: setup ## the fast tests
-	$(BIN)/python -m pytest -n 2 $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist worksteal --durations 10 $(ARGS)
 
 test-slow: setup ## the tests that take minutes
-	$(BIN)/python -m pytest -m slow $(ARGS)
+	$(BIN)/python -m pytest -m slow -n 2 --dist loadgroup --durations 10 $(ARGS)
 
 lint: setup ## style and types
 	$(BIN)/ruff check .

@@ -9,5 +9,6 @@ fi
 # In this run level no package starts its service.
 export DEBIAN_FRONTEND=noninteractive RUNLEVEL=1
 packages=(slurmctld slurmd slurm-client munge)
-{ apt-get update -qq && apt-get install -qq -y --no-install-recommends "${packages[@]}" >/dev/null; } ||
+apt() { timeout 120 apt-get -qq -o Acquire::http::Timeout=20 -o DPkg::Lock::Timeout=60 "$@" </dev/null >/dev/null; }
+{ apt update && apt install -y --no-install-recommends "${packages[@]}"; } ||
   echo "${packages[*]} could not be installed; tests that need SLURM are skipped." >&2

@@ -12,8 +12,8 @@ import torch
 from robolearn.envs import Aloha, PushT, Xarm
 from robolearn.errors import UserError
 
-# What a command of a test prints when it is ended because it takes too long: the stacks of its threads.
-os.environ["PYTHONFAULTHANDLER"] = "1"
+# For the tests' own commands, too: nobody looks for a network, and what is aborted says where it was.
+os.environ |= {"HF_HUB_OFFLINE": "1", "WANDB_ERROR_REPORTING": "false", "PYTHONFAULTHANDLER": "1"}
 
 SHARED = Path(__file__).resolve().parents[1] / ".." / "shared"
 

@@ -13,7 +13,7 @@ from test_docs import BLOCK, smaller
 from robolearn.run import status
 from robolearn.sweep import read
 
-pytestmark = [pytest.mark.slow, pytest.mark.pusht]
+pytestmark = [pytest.mark.slow, pytest.mark.pusht, pytest.mark.xdist_group("slurm")]
 
 ROOT = Path(__file__).resolve().parents[2]
 TRAIN = "robolearn-train -m dataset=pusht_keypoints dataset.root=my_keypoints env.obs_type=environment_state_agent_pos"
