@@ -3,7 +3,7 @@
 from typing import Any
 
 import numpy as np
-import pandas as pd
+import pyarrow.parquet as pq
 import pytest
 
 from robolearn.envs import PushT
@@ -21,15 +21,15 @@ def block_of(pusht: Any, keypoints: np.ndarray) -> np.ndarray:
 @pytest.mark.pusht
 @pytest.mark.slow
 def test_episodes_of_people_replay_from_their_first_state(shared):
-    frames = pd.read_parquet(shared / "data/pusht_keypoints_v30/data/chunk-000/file-000.parquet")
+    table = pq.read_table(shared / "data/pusht_keypoints_v30/data/chunk-000/file-000.parquet")
+    names = ("episode_index", "observation.environment_state", "observation.state", "action")
+    frames = {name: np.array(table[name].to_pylist()) for name in names}
     env = PushT(obs_type="environment_state_agent_pos", render_mode=None).make(1).envs[0]  # type: ignore[union-attr]
     env.reset(seed=0)
     worst = []
     for number in np.linspace(0, frames["episode_index"].max(), 20).astype(int):
-        episode = frames[frames["episode_index"] == number]
-        keypoints = np.stack(list(episode["observation.environment_state"])).reshape(-1, 8, 2)
-        agent = np.stack(list(episode["observation.state"]))
-        actions = np.stack(list(episode["action"]))
+        _, keypoints, agent, actions = (column[frames["episode_index"] == number] for column in frames.values())
+        keypoints = keypoints.reshape(-1, 8, 2)
         start = np.append(agent[0], block_of(env.unwrapped, keypoints[0].astype(float)))
         seen = [env.reset(options={"reset_to_state": start})[0]]
         for action in actions[:-1]:
