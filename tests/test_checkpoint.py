@@ -71,11 +71,11 @@ def test_trained_weights_lie_apart_where_an_average_acts(tmp_path: Path) -> None
 
 def test_the_newest_is_restored(tmp_path: Path) -> None:
     save(made(tmp_path), 3, 6)
-    assert made(tmp_path).restore() == (tmp_path / "checkpoints/00000006", {"step": 6})
+    assert made(tmp_path).newest() == tmp_path / "checkpoints/00000006"
 
 
 def test_a_fresh_run_has_nothing_to_restore(tmp_path: Path) -> None:
-    assert made(tmp_path).restore() is None
+    assert made(tmp_path).newest() is None
 
 
 def test_last_moves_only_when_all_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -118,7 +118,7 @@ def test_what_a_kill_left_while_saving_is_removed(tmp_path: Path) -> None:
         folder = tmp_path / "checkpoints" / name
         folder.mkdir()
         (folder / "model.safetensors").write_bytes(b"half")
-    made(tmp_path).restore()
+    made(tmp_path).newest()
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["00000003", "last"]
 
 
@@ -219,14 +219,14 @@ def test_the_one_before_a_damaged_one_is_used(
     save(made(tmp_path), 3, 6)
     damage(tmp_path / "checkpoints/00000006" / name)
     with caplog.at_level(logging.WARNING):
-        assert made(tmp_path).restore() == (tmp_path / "checkpoints/00000003", {"step": 3})
+        assert made(tmp_path).newest() == tmp_path / "checkpoints/00000003"
     assert "00000006 is damaged" in caplog.text
 
 
 def test_the_damaged_file_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     save(made(tmp_path), 3, 6)
     flip(tmp_path / "checkpoints/00000006/spec.json")
-    made(tmp_path).restore()
+    made(tmp_path).newest()
     assert "00000006 is damaged (spec.json differs from what was written)" in caplog.text
 
 
@@ -243,7 +243,7 @@ def test_all_damaged_is_told(tmp_path: Path) -> None:
     for step in (3, 6):
         flip(tmp_path / f"checkpoints/{step:08d}/state.pt")
     with pytest.raises(UserError, match=r"Every checkpoint in .*/checkpoints is damaged; .*another output_dir"):
-        made(tmp_path).restore()
+        made(tmp_path).newest()
 
 
 @pytest.mark.parametrize("keep_last", [1, 2])
@@ -251,18 +251,18 @@ def test_a_damaged_one_does_not_count_among_those_kept(tmp_path: Path, keep_last
     save(made(tmp_path, keep_last=9), 3, 6)
     flip(tmp_path / "checkpoints/00000006/state.pt")
     checkpoints = made(tmp_path, keep_last=keep_last)
-    checkpoints.restore()
+    checkpoints.newest()
     save(checkpoints, 5)
     assert steps(tmp_path) == [3, 5][-keep_last:]
     assert (tmp_path / "checkpoints/last").readlink() == Path("00000005")
-    assert made(tmp_path).restore() == (tmp_path / "checkpoints/00000005", {"step": 5})
+    assert made(tmp_path).newest() == tmp_path / "checkpoints/00000005"
 
 
 def test_a_damaged_one_is_replaced(tmp_path: Path) -> None:
     checkpoints = made(tmp_path)
     save(checkpoints, 3, 6)
     flip(tmp_path / "checkpoints/00000006/state.pt")
-    checkpoints.restore()
+    checkpoints.newest()
     save(checkpoints, 6)
     verify(tmp_path / "checkpoints/00000006")
 
@@ -338,7 +338,7 @@ def test_a_disk_that_is_full_keeps_what_it_holds(small_disk: Path) -> None:
     with pytest.raises(UserError, match="The disk is full"):
         checkpoints.save(6, {"policy": policy}, policy, {"step": 6})
     assert steps(small_disk) == [3]
-    assert made(small_disk).restore() == (small_disk / "checkpoints/00000003", {"step": 3})
+    assert made(small_disk).newest() == small_disk / "checkpoints/00000003"
 
 
 def test_a_run_on_a_full_disk_ends_with_a_sentence(small_disk: Path) -> None:

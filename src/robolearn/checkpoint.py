@@ -83,8 +83,8 @@ class Checkpoints:
         self._prune(step)
         return folder
 
-    def restore(self) -> tuple[Path, dict[str, Any]] | None:
-        """The newest sound checkpoint and its state; damaged ones are named and passed over.
+    def newest(self) -> Path | None:
+        """The newest sound checkpoint; damaged ones are named and passed over.
 
         What a killed run left half written or half removed is removed.
 
@@ -100,7 +100,7 @@ class Checkpoints:
             except DamagedError as error:
                 log.warning("Checkpoint %s is damaged (%s); the one before it is used.", folder, error)
                 continue
-            return folder, torch.load(folder / "state.pt", map_location="cpu", weights_only=True)
+            return folder
         if folders:
             raise UserError(f"Every checkpoint in {self.folder} is damaged; start afresh with another output_dir.")
         return None
@@ -175,6 +175,14 @@ def verify(folder: Path) -> None:
             raise DamagedError(f"{name} is missing")
         if _checksum(folder / name) != checksum:
             raise DamagedError(f"{name} differs from what was written")
+
+
+def load_state(folder: Path) -> dict[str, Any]:
+    """What a run goes on from besides its weights, as it was saved."""
+    state = torch.load(folder / "state.pt", map_location="cpu", weights_only=True)
+    if isinstance(state["random"], dict):  # as it was before several processes could train together
+        state |= {"random": [state["random"]], "shared_random": None}
+    return state
 
 
 def load_models(folder: Path, models: Mapping[str, nn.Module]) -> None:

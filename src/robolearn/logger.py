@@ -119,6 +119,19 @@ class Logger:
         return self._writer
 
 
+class Unheard(Logger):
+    """Writes nothing: the logger of a process beside the one that tells."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder, tensorboard=False)
+
+    def rewind(self, step: int) -> None:
+        """Leave what another process wrote."""
+
+    def scalars(self, step: int, scalars: Mapping[str, float]) -> None:
+        """Forget them."""
+
+
 def _gif(frames: np.ndarray, fps: float) -> bytes:
     """An animation that TensorBoard shows as an image, of at most MAX_FRAMES frames and MAX_WIDTH pixels."""
     every = -(-len(frames) // MAX_FRAMES)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from robolearn.errors import UserError
+from robolearn.ranks import Ranks
 
 
 class Meter:
@@ -16,10 +17,12 @@ class Meter:
 
     Args:
         device: Where the scalars are.
+        ranks: The processes that train together, whose means are read.
     """
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, ranks: Ranks | None = None) -> None:
         self.device = device
+        self.ranks = ranks or Ranks()
         self.sums: dict[str, Tensor] = {}
         self.counts: dict[str, int] = {}
         self.samples = 0
@@ -73,11 +76,11 @@ class Meter:
         self.check_finite(step)
         names = list(self.sums)
         # One transfer for all of them.
-        values = torch.stack([self.sums[n].float() for n in names]).tolist() if names else []
+        values = self.ranks.mean(torch.stack([self.sums[n].float() for n in names])).tolist() if names else []
         scalars = {f"train/{n}": v / self.counts[n] for n, v in zip(names, values, strict=True)}
         seconds = time.perf_counter() - (self._since or time.perf_counter())
         if seconds > 0:
-            scalars["train/samples_per_s"] = self.samples / seconds
+            scalars["train/samples_per_s"] = self.ranks.size * self.samples / seconds
             scalars["train/data_wait"] = self.waited / seconds
         self.sums, self.counts, self.samples, self.waited, self._added = {}, {}, 0, 0.0, 0
         self._bad = torch.full((), -1, device=self.device)
@@ -90,7 +93,7 @@ class Meter:
         Raises:
             UserError: It was; the message names the update.
         """
-        bad = int(self._bad)
+        bad = self.ranks.largest(int(self._bad))
         if bad >= 0:
             updates = max(1, self.counts.get("grad_norm", 1))
             first = step - updates + 1 + (bad - 1) * updates // max(1, self._added)
@@ -109,8 +112,12 @@ class Meter:
         return ", ".join(parts)
 
     def state_dict(self) -> dict[str, Any]:
-        """The sums not read yet; clocks start anew in a resumed run."""
-        return {"sums": dict(self.sums), "counts": dict(self.counts), "added": self._added}
+        """The sums not read yet, as means over the processes; clocks start anew in a resumed run."""
+        return {
+            "sums": {name: self.ranks.mean(value) for name, value in self.sums.items()},
+            "counts": dict(self.counts),
+            "added": self._added,
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take up the sums."""

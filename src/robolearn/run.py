@@ -60,10 +60,12 @@ class Run:
         folder: Made if it is not there.
         config: The resolved configuration, in plain containers.
         overrides: What the user gave on the command line.
+        writes: False in a process beside the one that tells of the run.
     """
 
-    def __init__(self, folder: Path, config: Mapping[str, Any], overrides: Sequence[str]) -> None:
+    def __init__(self, folder: Path, config: Mapping[str, Any], overrides: Sequence[str], writes: bool = True) -> None:
         self.folder = folder
+        self.writes = writes
         self.config = config
         self.overrides = overrides
         self.step = self.first_step = 0  # where it is, and where this process began
@@ -123,7 +125,7 @@ class Run:
         Raises:
             UserError: Another process runs in the folder.
         """
-        if self._lock.is_locked:
+        if self._lock.is_locked or not self.writes:
             yield
             return
         try:

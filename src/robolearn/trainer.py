@@ -2,9 +2,10 @@
 
 import logging
 import sys
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Protocol, cast
 
 import torch
@@ -13,8 +14,9 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from tqdm import tqdm
 
+from robolearn import shares
 from robolearn.agent import Agent
-from robolearn.checkpoint import Checkpoints, load_models, load_trained, random_state, set_random_state
+from robolearn.checkpoint import Checkpoints, load_models, load_state, load_trained, random_state, set_random_state
 from robolearn.ema import Ema
 from robolearn.errors import UserError
 from robolearn.evaluate import Evaluator, Stopped
@@ -25,6 +27,7 @@ from robolearn.normalize import Normalizer
 from robolearn.online import Collector
 from robolearn.optim import make_capturable, portable_state
 from robolearn.policies.base import Policy
+from robolearn.ranks import Ranks
 from robolearn.run import Run, flatten
 from robolearn.signals import Interrupts
 from robolearn.start import Start
@@ -66,6 +69,18 @@ class Cadence:
     save_checkpoint: bool = True
 
 
+class Loss(nn.Module):
+    """A policy's loss of a batch as it was recorded, as one module with its weights."""
+
+    def __init__(self, policy: Policy, normalizer: Normalizer) -> None:
+        super().__init__()
+        self.policy, self.normalizer = policy, normalizer
+
+    def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss, and the scalars to log."""
+        return self.policy.loss(self.normalizer.encode(batch))
+
+
 @dataclass
 class Trainer:
     """Trains a policy and leaves checkpoints, evaluations and curves in its run's folder.
@@ -94,6 +109,8 @@ class Trainer:
         compile: Compile the loss.
         cuda_graph: Capture the update in a CUDA graph; None: try to.
         collector: Collects episodes in the online phase; None where there is none.
+        ranks: The processes that train the policy together, each on its share of every batch. The first of them alone
+            writes and evaluates.
     """
 
     policy: Policy
@@ -119,22 +136,21 @@ class Trainer:
     compile: bool = False
     cuda_graph: bool | None = False
     collector: Collector | None = None
+    ranks: Ranks = field(default_factory=Ranks)
 
     def __post_init__(self) -> None:
         self.step = 0
         self.saved = -1  # the step of the newest checkpoint
         self.scalars: dict[str, float] = {}
         self.last_evaluation: dict[str, float] = {}
-        self.meter = Meter(self.device)
+        self.meter = Meter(self.device, self.ranks)
         # bfloat16 has float32's range, so only float16 needs its gradients scaled.
         scales = self.amp_dtype == torch.float16 and self.device.type == "cuda"
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=scales)
-        policy, normalizer = self.policy, self.normalizer
-
-        def batch_loss(batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-            return policy.loss(normalizer.encode(batch))
-
-        self.batch_loss = torch.compile(batch_loss, dynamic=False) if self.compile else batch_loss
+        loss = Loss(self.policy, self.normalizer)
+        if self.compile:
+            loss.compile(dynamic=False)
+        self.batch_loss = self.ranks.averaging(loss)
         captures = self.cuda_graph is not False
         self.captured = Captured(self.descend, "The update", required=self.cuda_graph is True) if captures else None
 
@@ -163,8 +179,9 @@ class Trainer:
                 if self.saves():
                     self.save()
                 self.finish_step()
-                if self.interrupts.pending:
-                    self.leave()
+                # Processes that train together stop at the same step, whichever of them was told to.
+                if number := self.ranks.heard(self.interrupts.pending or 0):
+                    self.leave(number)
             return self.finish()
 
     def prepare(self) -> None:
@@ -233,32 +250,36 @@ class Trainer:
     def finish_step(self) -> None:
         """Evaluate where it is time, and write the step's scalars; may be done again after a restart."""
         while self.evaluates():
-            try:
-                self.scalars |= self.evaluate()
+            evaluated = self.ranks.at_first(self.evaluate)
+            if evaluated is not None:
+                self.last_evaluation = evaluated
+                self.scalars |= {f"eval/{name}": value for name, value in evaluated.items()}
+                self.meter.start()
                 break
-            except Stopped:
-                self.leave()  # a restart evaluates this step again, and so does a run that goes on
+            self.leave()  # a restart evaluates this step again, and so does a run that goes on
         if self.step >= self.steps:
             self.collect()
         if self.scalars:
             self.logger.scalars(self.step, self.scalars)
             self.scalars = {}
 
-    def evaluate(self) -> dict[str, float]:
-        """Run episodes with the weights that act; the randomness of training is not touched."""
+    def evaluate(self) -> dict[str, float] | None:
+        """Run episodes with the weights that act, None if a signal stops it; the randomness of training stays."""
         assert self.evaluator
         graph = self.cuda_graph
         agent = Agent(self.acting().eval(), self.normalizer, self.device, self.amp_dtype, self.told, cuda_graph=graph)
         folder = self.run.folder / "eval" / f"{self.step:08d}"
-        result = self.evaluator(agent, folder, stop=self.interrupted)
+        try:
+            with shares.alone():
+                result = self.evaluator(agent, folder, stop=self.interrupted)
+        except Stopped:
+            return None
         told = ", ".join(f"{name} {value:.3g}" for name, value in result.scalars.items())
         log.info("Evaluated step %d: %s; videos in %s.", self.step, told, folder)
-        self.last_evaluation = result.scalars
         self.checkpoints.score(self.step, result.scalars)
         if result.video is not None:
             self.logger.video(self.step, "eval/video", result.video, result.fps)
-        self.meter.start()
-        return {f"eval/{name}": value for name, value in result.scalars.items()}
+        return result.scalars
 
     def measure(self) -> dict[str, float]:
         """What the updates since the last call came to; the one place that waits for the device."""
@@ -281,19 +302,20 @@ class Trainer:
             "meter": self.meter.state_dict(),
             "scalars": self.scalars,
             "last_evaluation": self.last_evaluation,
-            "random": random_state(),
+            "random": self.ranks.everyones(random_state()),
+            "shared_random": shares.get_state(),
         }
         if self.collector:
             state["online"] = self.collector.state_dict(self.step)
-        self.checkpoints.save(self.step, self.models(), self.policy, state)
+        self.ranks.at_first(partial(self.checkpoints.save, self.step, self.models(), self.policy, state))
         if self.collector:
             self.collector.saved(self.checkpoints.steps())
         self.saved = self.step
 
     def restore(self) -> None:
         """Take up the newest sound checkpoint, or start afresh."""
-        found = self.checkpoints.restore()
-        if not found:
+        folder = self.ranks.at_first(self.checkpoints.newest)
+        if folder is None:
             self.logger.rewind(-1)
             if self.start:
                 self.start.load(self.policy)
@@ -305,8 +327,9 @@ class Trainer:
             if self.collector:
                 self.collector.replay.clear()
             self.logger.text("config", self.checkpoints.config)
+            self.draw_apart()
             return
-        folder, state = found
+        state = load_state(folder)
         load_models(folder, self.models())
         load_trained(folder, self.policy)
         self.step = self.run.step = self.run.first_step = self.saved = state["step"]
@@ -319,15 +342,25 @@ class Trainer:
         if self.collector and "online" in state:
             self.collector.load_state_dict(state["online"])
         self.scalars, self.last_evaluation = state["scalars"], state["last_evaluation"]
-        set_random_state(state["random"])
+        set_random_state(state["random"][0])
+        self.draw_apart(state)
         log.info("Resumed from %s at step %d.", folder, self.step)
-        written = self.logger.rewind(self.step)
+        written = self.ranks.at_first(partial(self.logger.rewind, self.step))
         if written is None:
             self.finish_step()
             return
         self.scalars = {}
         if self.evaluates():
             self.last_evaluation = {k.removeprefix("eval/"): v for k, v in written.items() if k.startswith("eval/")}
+
+    def draw_apart(self, state: Mapping[str, Any] | None = None) -> None:
+        """Let processes that train together draw what belongs to their samples, in a resumed run as they did."""
+        if self.ranks.size > 1:
+            shares.divide(self.ranks.rank, self.ranks.size, self.device)
+        if state:
+            shares.set_state(state["shared_random"], self.device)
+            if 0 < self.ranks.rank < len(state["random"]):
+                set_random_state(state["random"][self.ranks.rank])
 
     def finish(self) -> float | None:
         """The last words of a run that came to its end."""
@@ -341,11 +374,17 @@ class Trainer:
         log.info("Done: %s holds checkpoints and evaluations; curves: tensorboard --logdir %s", folder, folder)
         return self.last_evaluation.get(self.checkpoints.metric)
 
-    def leave(self) -> None:
-        """Save, and hand the signal on; returns where the handler that was there before wants to go on."""
+    def leave(self, number: int = 0) -> None:
+        """Save, and hand the signal on; returns where the handler that was there before wants to go on.
+
+        Args:
+            number: The signal, where it may have reached another process alone.
+        """
         if self.cadence.save_checkpoint and self.saved != self.step:
             self.save()
+        self.interrupts.pending = self.interrupts.pending or number or None
         self.interrupts.deliver()
+        self.ranks.follow()
 
     def due(self, freq: int) -> bool:
         """Whether something that happens every `freq` updates happens after this one."""
@@ -387,7 +426,14 @@ class Trainer:
     def progress_bar(self) -> tqdm:
         """Steps done, rate, time left, loss and data wait; lines every half minute where there is no terminal."""
         interval = 0.1 if sys.stderr.isatty() else 30.0
-        return tqdm(total=self.steps, initial=self.step, unit="step", mininterval=interval, dynamic_ncols=True)
+        return tqdm(
+            total=self.steps,
+            initial=self.step,
+            unit="step",
+            mininterval=interval,
+            dynamic_ncols=True,
+            disable=not self.ranks.first,
+        )
 
 
 def _hyperparameters(run: Run) -> dict[str, bool | int | float | str]:

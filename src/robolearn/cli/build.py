@@ -30,12 +30,14 @@ from robolearn.data.sampling import BatchSampler, WeightedSampler
 from robolearn.data.transforms import ImageTransforms
 from robolearn.envs import check_same_spec
 from robolearn.errors import UserError
+from robolearn.logger import Unheard
 from robolearn.normalize import Normalizer
 from robolearn.online import Collector
 from robolearn.optim import is_capturable, merge_options
 from robolearn.policies.base import Policy
 from robolearn.pretrained import locate, policy_node
-from robolearn.run import Run, holds_run
+from robolearn.ranks import Ranks
+from robolearn.run import Run
 from robolearn.start import Start
 from robolearn.tasks import TaskTable, told
 from robolearn.trainer import Cadence, Trainer
@@ -56,25 +58,35 @@ AT_LEAST = {
 }
 
 
-def check(jobs: Sequence[Job]) -> None:
+def check(jobs: Sequence[Job], ranks: Ranks | None = None) -> None:
     """Check every job of a run or a sweep: keys, types, the rules of every constructor, device and folder.
 
     Parts that jobs share are built once. Nothing is written, and nothing large is built.
+
+    Args:
+        jobs: What will run.
+        ranks: The processes that run it together, where none is sent elsewhere.
 
     Raises:
         UserError: The first mistake; in a sweep with the overrides of the job that has it.
     """
     seen: dict[str, Any] = {}
+    ranks = ranks or Ranks()
     for number, job in enumerate(jobs):
         try:
             check_targets_of(job)
             check_roots(job.cfg)
+            processes = _processes(job, ranks)
+            check_together(job.cfg, processes)
             if not job.elsewhere:
-                pick_device(job.cfg.device)
+                pick_device(job.cfg.device, ranks)
             policy = check_parts(job.cfg, seen)
             if not job.elsewhere:
                 _check_tasks(job.cfg, policy, seen)
-            run = open_run(job.cfg, job.folder, job.overrides)
+            if not ranks.first:
+                continue  # the first process looks after the folder
+            run = Run(job.folder, plain(job.cfg, output_dir=str(job.folder)), job.overrides)
+            check_folder(run, job.cfg.resume)
             build("logger", job.cfg, job.folder)
             if not run.exists and not job.elsewhere:
                 _check_pretrained(job.cfg, policy)
@@ -83,6 +95,32 @@ def check(jobs: Sequence[Job]) -> None:
                 raise
             own = [text for text in job.overrides if any(text not in other.overrides for other in jobs)]
             raise UserError(f"Job {number} of the sweep ({' '.join(own)}): {error}") from error
+
+
+def _processes(job: Job, ranks: Ranks) -> int:
+    """How many train one model."""
+    if not job.elsewhere:
+        return ranks.size
+    return int(job.launcher.get("nodes") or 1) * int(job.launcher.get("tasks_per_node") or 1)
+
+
+def check_together(cfg: DictConfig, processes: int) -> None:
+    """Rules of training one model by several processes.
+
+    Raises:
+        UserError: One is broken.
+    """
+    if processes == 1:
+        return
+    if cfg.batch_size % processes:
+        raise UserError(
+            f"batch_size={cfg.batch_size} is what all {processes} processes of a run take together, so it must be a "
+            f"multiple of {processes}."
+        )
+    if cfg.online.steps:
+        raise UserError(f"online.steps={cfg.online.steps}: the online phase runs in one process, not in {processes}.")
+    if cfg.cuda_graph:
+        raise UserError(f"cuda_graph=true: updates of {processes} processes are not captured; set cuda_graph=null.")
 
 
 def check_targets_of(job: Job) -> None:
@@ -127,13 +165,16 @@ def check_roots(cfg: DictConfig) -> None:
     check_one_of("resume", cfg.resume, RESUME)
 
 
-def pick_device(name: str | None) -> torch.device:
-    """The device of a name, or the fastest one there is.
+def pick_device(name: str | None, ranks: Ranks | None = None) -> torch.device:
+    """The device of a name, or the fastest one there is; processes that train together take a GPU each.
 
     Raises:
         UserError: No such device is here.
     """
     cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
+    if ranks and ranks.size > 1 and cuda and name in (None, "cuda"):
+        # SLURM may show a process its own GPU alone.
+        return torch.device("cuda", ranks.local_rank % torch.cuda.device_count())
     if name is None:
         return torch.device("cuda" if cuda else "mps" if mps else "cpu")
     kind, _, index = name.partition(":")
@@ -215,19 +256,19 @@ def use_fast_kernels(device: torch.device) -> None:
         torch.cuda.set_device(device)  # where graphs are captured
 
 
-def open_run(cfg: DictConfig, folder: Path, overrides: Sequence[str]) -> Run:
-    """The run of a folder, to start or to go on with as ``resume`` says; nothing is written.
+def check_folder(run: Run, resume: str) -> None:
+    """See that a run may start or go on in its folder, as ``resume`` says; nothing is written.
 
     Raises:
         UserError: The folder holds what it may not, or not what it must.
     """
-    run = Run(folder, plain(cfg, output_dir=str(folder)), overrides)
-    if holds_run(folder):
-        if cfg.resume == "never":
+    folder = run.folder
+    if run.exists:
+        if resume == "never":
             raise UserError(f"resume=never: {folder} holds a run already; give another output_dir.")
         run.check_same()
-        return run
-    if cfg.resume == "must":
+        return
+    if resume == "must":
         raise UserError(f"resume=must: {folder} holds no run to go on with; give its output_dir, or resume=auto.")
     if folder.exists() and not folder.is_dir():
         raise UserError(f"output_dir={folder} is a file; give a folder.")
@@ -237,7 +278,6 @@ def open_run(cfg: DictConfig, folder: Path, overrides: Sequence[str]) -> Run:
     foreign = [name for name in names if name not in left]
     if foreign:
         raise UserError(f"output_dir={folder} holds other files ({foreign[0]}) and no run; give a folder of its own.")
-    return run
 
 
 def _entries(folder: Path) -> list[Path]:
@@ -471,13 +511,19 @@ def mix_in(
     )
 
 
-def build_trainer(cfg: DictConfig, run: Run) -> Trainer:
+def build_trainer(cfg: DictConfig, run: Run, ranks: Ranks | None = None) -> Trainer:
     """The trainer of a run, with its dataset loaded; nothing is trained yet.
+
+    Args:
+        cfg: The run's configuration.
+        run: Its folder.
+        ranks: The processes that train together.
 
     Raises:
         UserError: A part refuses its configuration or the dataset is not sound.
     """
-    device = pick_device(cfg.device)
+    ranks = ranks or Ranks()
+    device = pick_device(cfg.device, ranks)
     use_fast_kernels(device)
     seed_everything(cfg.seed)
     dataset = build("dataset", cfg)
@@ -497,7 +543,7 @@ def build_trainer(cfg: DictConfig, run: Run) -> Trainer:
 
     def loader(batch_size: int, seed: int) -> Loader:
         sampler = make_sampler(dataset, policy.drop_n_last_frames, batch_size, seed)
-        return Loader(frames, sampler, policy.window, device, cfg.num_workers)
+        return Loader(frames, ranks.own(sampler), policy.window, device, cfg.num_workers)
 
     batches, collector = loader(cfg.batch_size, cfg.seed), None
     if cfg.online.steps:
@@ -516,7 +562,7 @@ def build_trainer(cfg: DictConfig, run: Run) -> Trainer:
         steps=steps,
         cadence=Cadence(cfg.log_freq, cfg.eval_freq, cfg.save_freq, cfg.save_checkpoint),
         run=run,
-        logger=build("logger", cfg, run.folder),
+        logger=build("logger", cfg, run.folder) if ranks.first else Unheard(run.folder),
         checkpoints=build(
             "checkpoints", cfg, run.folder, OmegaConf.to_yaml(OmegaConf.create(dict(run.config))), dataset.spec
         ),
@@ -529,7 +575,8 @@ def build_trainer(cfg: DictConfig, run: Run) -> Trainer:
         grad_clip_norm=cfg.grad_clip_norm,
         gradient_accumulation_steps=cfg.gradient_accumulation_steps,
         compile=pick_compile(cfg.compile, device),
-        cuda_graph=pick_cuda_graph(cfg, device, policy, optimizer),
+        cuda_graph=False if ranks.size > 1 else pick_cuda_graph(cfg, device, policy, optimizer),
         amp_dtype=amp_dtype,
         collector=collector,
+        ranks=ranks,
     )

@@ -6,6 +6,7 @@ by Hydra's own loader, and every mistake becomes one sentence.
 
 import argparse
 import copy
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -263,6 +264,7 @@ def _job(cfg: DictConfig, sources: Sources, overrides: list[str], number: int | 
 
 
 def exit_with(error: UserError) -> NoReturn:
-    """Print the sentence and end with status 2."""
-    print(str(error), file=sys.stderr)
+    """Print the sentence and end with status 2; of processes that train together the first one prints."""
+    if os.environ.get("RANK", "0") == "0":
+        print(str(error), file=sys.stderr)
     raise SystemExit(2)

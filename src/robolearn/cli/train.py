@@ -3,20 +3,25 @@
 import logging
 import sys
 from collections.abc import Mapping, Sequence
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from robolearn.cli.compose import Job, compose, exit_with, naming_runs, parse
+from robolearn.cli.compose import CommandLine, Job, compose, exit_with, naming_runs, parse
 from robolearn.cli.pretrained import take
 from robolearn.config import conf_dir
 from robolearn.errors import UserError
 from robolearn.overrides import canonical
+
+if TYPE_CHECKING:
+    from robolearn.ranks import Ranks
+    from robolearn.run import Run
 
 log = logging.getLogger(__name__)
 
@@ -38,13 +43,33 @@ def main(argv: Sequence[str] | None = None) -> None:
         jobs = compose(line, "train") if composes else []
         if not line.shows_only:
             from robolearn.cli.build import check  # imports torch, which questions need not wait for
+            from robolearn.ranks import Ranks
 
-            check(jobs)
+            ranks = Ranks.here()
+            check_processes(line, ranks.size)
+            check(jobs, ranks)
             check_sweep(jobs[0])
     except UserError as error:
         exit_with(error)
     sys.argv[1:] = line.argv
     hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="train")(run_job)()
+
+
+def check_processes(line: CommandLine, processes: int) -> None:
+    """See that processes which torchrun or srun started will train one run in one folder.
+
+    Raises:
+        UserError: They would not.
+    """
+    if processes == 1:
+        return
+    if line.args.multirun:
+        raise UserError(
+            f"--multirun: {processes} processes were started to train one run; start the sweep by one process, with "
+            "hydra/launcher=slurm_multinode."
+        )
+    if not _names_folder(line.overrides):
+        raise UserError(f"output_dir: {processes} processes train one run, so name its folder: output_dir=FOLDER.")
 
 
 def check_sweep(job: Job) -> None:
@@ -81,26 +106,56 @@ def run_job(cfg: DictConfig) -> float | None:
 
 
 def _train(cfg: DictConfig) -> float | None:
-    from robolearn.cli.build import build_trainer, open_run, plain, total_steps
-    from robolearn.run import is_done, newest_unfinished, recorded, status
+    from robolearn.ranks import PeerError, Ranks
+
+    ranks = Ranks.here()
+    if not ranks.first:
+        logging.getLogger().setLevel(logging.WARNING)
+    try:
+        return _train_together(cfg, ranks)
+    except PeerError as error:
+        # The process that failed has told its error, and the first one the run's.
+        if HydraConfig.get().mode == RunMode.MULTIRUN:
+            raise
+        print(f"Process {ranks.rank}: {error}", file=sys.stderr)
+        raise SystemExit(1) from error
+
+
+def _train_together(cfg: DictConfig, ranks: "Ranks") -> float | None:
+    from robolearn.cli.build import build_trainer, plain, total_steps
+    from robolearn.run import Run
 
     context = HydraConfig.get()
     folder = Path(context.runtime.output_dir)
     overrides: Any = OmegaConf.to_container(context.overrides.task, resolve=False)
-    run = open_run(cfg, folder, overrides)
+    run = Run(folder, plain(cfg, output_dir=str(folder)), overrides, writes=ranks.first)
     run.steps, run.hyperparameters = total_steps(cfg), hyperparameters(context, run.config)
+    with ranks.joined():
+        if found := ranks.at_first(partial(_ended, cfg, run, context)):
+            return found["metric"]
+        with run.running(), ranks.telling():
+            return build_trainer(cfg, run, ranks).train()
+
+
+def _ended(cfg: DictConfig, run: "Run", context: Any) -> dict[str, float | None] | None:
+    """The metric of a run that came to its end before; None where it is to run, which is then on record."""
+    from robolearn.cli.build import check_folder
+    from robolearn.run import is_done, newest_unfinished, recorded, status
+
+    check_folder(run, cfg.resume)
+    folder, typed = run.folder, [*context.overrides.task, *context.overrides.hydra]
     if not run.exists:
-        if context.mode == RunMode.RUN and folder == Path(cfg.output_dir).absolute() and not _named(context):
-            other = newest_unfinished(folder.parents[1], plain(cfg))
+        if context.mode == RunMode.RUN and folder == Path(cfg.output_dir).absolute() and not _names_folder(typed):
+            other = newest_unfinished(folder.parents[1], run.config)
             if other:
                 log.info("A run of the same configuration was not finished: output_dir=%s goes on with it.", other)
         run.record()
-    elif is_done(folder, run.steps):
-        metric, found = recorded(folder, cfg.checkpoints.metric), status(folder) or {}
-        log.info("%s is finished at step %d; %s was %s.", folder, found["step"], cfg.checkpoints.metric, metric)
-        return metric
-    with run.running():
-        return build_trainer(cfg, run).train()
+        return None
+    if not is_done(folder, run.steps or 0):
+        return None
+    metric, found = recorded(folder, cfg.checkpoints.metric), status(folder) or {}
+    log.info("%s is finished at step %d; %s was %s.", folder, found["step"], cfg.checkpoints.metric, metric)
+    return {"metric": metric}
 
 
 def hyperparameters(context: Any, config: Mapping[str, Any]) -> dict[str, Any]:
@@ -116,10 +171,9 @@ def hyperparameters(context: Any, config: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _named(context: Any) -> bool:
+def _names_folder(overrides: Sequence[str]) -> bool:
     """Whether the user named the run's folder."""
-    typed = [*context.overrides.task, *context.overrides.hydra]
-    return any(text.lstrip("+").startswith(("output_dir=", "hydra.run.dir=")) for text in typed)
+    return any(text.lstrip("+").startswith(("output_dir=", "hydra.run.dir=")) for text in overrides)
 
 
 if __name__ == "__main__":

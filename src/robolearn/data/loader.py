@@ -8,7 +8,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from robolearn.data.sampling import BatchSampler
+from robolearn.data.sampling import BatchSampler, ShareSampler
 from robolearn.errors import UserError
 from robolearn.types import Batch, Window
 
@@ -38,7 +38,14 @@ class Loader:
             Python's lock, so that threads do. A dataset that lies on `device` needs none and uses none.
     """
 
-    def __init__(self, dataset: Source, sampler: BatchSampler, window: Window, device: torch.device, num_workers: int):
+    def __init__(
+        self,
+        dataset: Source,
+        sampler: BatchSampler | ShareSampler,
+        window: Window,
+        device: torch.device,
+        num_workers: int,
+    ):
         if num_workers < 0:
             raise UserError(f"num_workers is {num_workers}, but it counts threads: use 0 or more.")
         self.dataset = dataset

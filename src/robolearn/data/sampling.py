@@ -81,6 +81,25 @@ class WeightedSampler(BatchSampler):
         return torch.cat([part[epoch] for part in self._parts])
 
 
+class ShareSampler:
+    """One process's share of every batch of a sampler, where several train together.
+
+    Args:
+        sampler: Of whole batches, whose size is a multiple of `size`.
+        rank: Which share.
+        size: How many shares.
+    """
+
+    def __init__(self, sampler: BatchSampler, rank: int, size: int):
+        if sampler.batch_size % size:
+            raise UserError(f"batch_size is {sampler.batch_size}, which {size} processes can't share evenly.")
+        self._sampler, self._rank, self._size = sampler, rank, size
+
+    def __getitem__(self, k: int) -> Tensor:
+        """The indices of this share of batch k, in the batch's order: int64 (batch_size / size,)."""
+        return self._sampler[k].chunk(self._size)[self._rank]
+
+
 def mixed(seed: int, number: int) -> int:
     """A seed of 63 bits that shares nothing with those of neighbouring seeds and numbers."""
     word = np.random.SeedSequence([seed & 0xFFFFFFFFFFFFFFFF, number]).generate_state(1, np.uint64)[0]

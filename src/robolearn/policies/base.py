@@ -41,6 +41,9 @@ class Policy(nn.Module):
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """The training loss, a scalar, and detached scalars to log; neither may wait for the device.
 
+        What is drawn for each sample, and the count that a mean is over, come from `robolearn.shares`, so that several
+        processes which share a batch learn what one would.
+
         Args:
             batch: Every key (B, T, ...) over `window`, with ``<key>_is_pad`` (B, T).
         """

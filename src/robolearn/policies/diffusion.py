@@ -9,6 +9,7 @@ from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from robolearn import shares
 from robolearn.errors import UserError
 from robolearn.normalize import Mode
 from robolearn.policies.base import Policy
@@ -171,8 +172,8 @@ class DiffusionPolicy(Policy):
         """Mean squared error of the predicted noise or trajectory (equation 5)."""
         cond = self.encode(batch)
         actions = batch["action"]
-        noise = torch.randn(actions.shape, device=actions.device)
-        steps = torch.randint(0, len(self.signal_share), (len(actions),), device=actions.device)
+        noise = shares.randn(actions.shape, actions.device)
+        steps = shares.randint(len(self.signal_share), (len(actions),), actions.device)
         share = self.signal_share[steps, None, None]
         noisy = share.sqrt() * actions + (1 - share).sqrt() * noise
         predicted = self.unet(noisy, steps, cond)
@@ -182,7 +183,7 @@ class DiffusionPolicy(Policy):
         valid = ~batch["action_is_pad"].unsqueeze(-1)
         if self.averages_over_padding:
             return (errors * valid).mean(), {}
-        return (errors * valid).sum() / (valid.sum() * self.action_dim).clamp(min=1), {}
+        return (errors * valid).sum() / (shares.mean(valid.sum()) * self.action_dim).clamp(min=1), {}
 
     def act(self, observation: Batch) -> Tensor:
         """Denoise a trajectory from pure noise; returns its part from now on, (B, horizon - n_obs_steps + 1, A)."""

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from robolearn import shares
 from robolearn.policies.residual_vq import draw
 from robolearn.policies.world_model import WorldModel
 
@@ -113,8 +114,8 @@ def least_of_two(values: Tensor, replacement: bool) -> Tensor:
     heads = len(values)
     if heads > 2:
         if replacement:
-            chosen = torch.randint(0, heads, (2,), device=values.device)
+            chosen = shares.randint(heads, (2,), values.device, dim=None)
         else:
-            chosen = torch.rand(heads, device=values.device).topk(2).indices
+            chosen = shares.rand((heads,), values.device, dim=None).topk(2).indices
         values = values[chosen]
     return values.amin(0)

@@ -6,6 +6,8 @@ from typing import NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
+from robolearn import shares
+
 # Against division by 0 where a code was never chosen.
 SMOOTHING = 1e-5
 
@@ -47,8 +49,8 @@ class Codebook(nn.Module):
             weights: What each counts, (N,).
         """
         mine = one_hot(chosen, self.codes.shape[1]) * weights.unsqueeze(-1)
-        self.counts[0].lerp_(mine.sum(0), 1 - self.decay)
-        self.sums[0].lerp_(mine.T @ x, 1 - self.decay)
+        self.counts[0].lerp_(shares.total(mine.sum(0)), 1 - self.decay)
+        self.sums[0].lerp_(shares.total(mine.T @ x), 1 - self.decay)
         total = self.counts.sum()
         smoothed = (self.counts + SMOOTHING) / (total + self.counts.shape[1] * SMOOTHING) * total
         self.codes.copy_(self.sums / smoothed.unsqueeze(-1))
@@ -146,7 +148,7 @@ def one_hot(indices: Tensor, size: int) -> Tensor:
 
 def draw(odds: Tensor) -> Tensor:
     """One index (*) of each distribution (*, C), the same as torch.multinomial draws, which waits for the device."""
-    return (odds / torch.empty_like(odds).exponential_()).argmax(-1)
+    return (odds / shares.exponential(odds.shape, odds.device)).argmax(-1)
 
 
 def _mlp(in_features: int, hidden: int, out_features: int) -> nn.Sequential:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from robolearn import shares
 from robolearn.errors import UserError
 from robolearn.normalize import Mode
 from robolearn.policies.base import Policy
@@ -289,7 +290,7 @@ class TdmpcPolicy(Policy):
 
 
 def shift_images(images: Tensor, ratio: float) -> Tensor:
-    """Shift each of the images (*, C, S, S) at random by whole pixels, at most `ratio` of S; edges are repeated.
+    """Shift each of the images (T, B, C, S, S) at random by whole pixels, at most `ratio` of S; edges are repeated.
 
     The augmentation of DrQ-v2 (Yarats et al. 2021, arXiv:2107.09645), with positions drawn on the device.
     """
@@ -297,8 +298,8 @@ def shift_images(images: Tensor, ratio: float) -> Tensor:
     reach = round(ratio * size)
     if not reach:
         return images
-    flat = images.flatten(0, -4)
-    moves = torch.randint(0, 2 * reach + 1, (len(flat), 1, 1, 2), device=images.device).long()
+    flat = images.flatten(0, 1)
+    moves = shares.randint(2 * reach + 1, (*images.shape[:2], 1, 1, 2), images.device, dim=1).flatten(0, 1)
     pixels = torch.arange(size, device=images.device) - reach
     columns = (pixels + moves[:, 0, :, 0]).clamp(0, size - 1)
     rows = (pixels + moves[:, 0, :, 1]).clamp(0, size - 1)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torchvision.ops import FrozenBatchNorm2d
 from torchvision.transforms.functional import center_crop
 
+from robolearn import shares
 from robolearn.errors import UserError
 
 
@@ -176,9 +177,9 @@ def crop_images(images: Tensor, size: tuple[int, int], random: bool, per_sample:
     h, w = size
     if not random:
         return center_crop(images, [h, w])
-    draws = len(images) if per_sample else 1
-    top = torch.randint(0, height - h + 1, (draws,), device=images.device)
-    left = torch.randint(0, width - w + 1, (draws,), device=images.device)
+    draws, dim = ((len(images),), 0) if per_sample else ((1,), None)
+    top = shares.randint(height - h + 1, draws, images.device, dim)
+    left = shares.randint(width - w + 1, draws, images.device, dim)
     rows = top[:, None] + torch.arange(h, device=images.device)
     columns = left[:, None] + torch.arange(w, device=images.device)
     flat = images.flatten(1, -3)

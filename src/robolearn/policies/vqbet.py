@@ -6,6 +6,7 @@ from typing import NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
+from robolearn import shares
 from robolearn.errors import UserError
 from robolearn.normalize import Mode
 from robolearn.policies.base import Policy
@@ -362,7 +363,7 @@ class VqbetPolicy(Policy):
 
 
 def _mean(values: Tensor, weights: Tensor) -> Tensor:
-    return (values * weights).sum() / weights.sum().clamp(min=1)
+    return (values * weights).sum() / shares.mean(weights.sum()).clamp(min=1)
 
 
 def _used(codes: Tensor, size: int, weights: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from robolearn import shares
 from robolearn.aloha import AlohaSpace
 from robolearn.errors import UserError
 from robolearn.normalize import Mode
@@ -192,7 +193,7 @@ class Pi0Policy(Policy):
         if not self.masks_padding:
             return errors.mean(), {}
         valid = ~batch["action_is_pad"].unsqueeze(-1)
-        return (errors * valid).sum() / (valid.sum() * errors.shape[-1]).clamp(min=1), {}
+        return (errors * valid).sum() / (shares.mean(valid.sum()) * errors.shape[-1]).clamp(min=1), {}
 
     def act(self, observation: Batch) -> Tensor:
         """Follow the flow from noise to a chunk (B, chunk_size, A), in Euler's steps (section IV)."""
@@ -236,16 +237,16 @@ class Pi0Policy(Policy):
 
     def sample_noise(self, like: Tensor) -> Tensor:
         """Standard normal noise of a tensor's shape, none in the numbers that actions are filled up with."""
-        noise = torch.normal(0.0, 1.0, size=like.shape, dtype=torch.float32, device=like.device)
+        noise = shares.randn(like.shape, like.device, torch.float32)
         if not self.learns_padded_dims:
             noise[..., self.action_dim :] = 0
         return noise
 
     def sample_times(self, actions: Tensor) -> Tensor:
         """Times (B,) in [0.001, 1], more often near noise: 0.999 of a Beta(1.5, 1) variable (appendix B)."""
-        times = torch.empty(len(actions), device=actions.device).uniform_() ** (1 / 1.5)
+        times = shares.rand((len(actions),), actions.device) ** (1 / 1.5)
         if self.time_sampling == "two_powers":
-            times = times / (times + torch.empty_like(times).uniform_())
+            times = times / (times + shares.rand(times.shape, times.device))
         return times * 0.999 + 0.001
 
     def encode_tasks(self, tasks: Sequence[str]) -> Batch:
