@@ -1,8 +1,10 @@
 """What takes minutes: the wheel outside the repository, and a sweep through submitit."""
 
 import os
+import signal
 import subprocess
 import sys
+import time
 import venv
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +13,8 @@ import processes
 import pytest
 import yaml
 from toys import FILES, SMALL
+
+from robolearn.run import status
 
 pytestmark = pytest.mark.slow
 
@@ -68,3 +72,29 @@ def test_sweep_through_submitit(own: Callable[[dict[str, str]], list[str]]) -> N
         (file,) = Path("sweep").glob(f"seed-{seed}_*/config.yaml")
         config = yaml.safe_load(file.read_text())
         assert (config["seed"], config["job_name"]) == (seed, "line_linear")
+
+
+def test_an_interrupted_sweep_leaves_no_run_at_work(own: Callable[[dict[str, str]], list[str]]) -> None:
+    command = [sys.executable, "-m", "robolearn.cli.train", "-m", *own(FILES), *SMALL, "offline.steps=1000000"]
+    command += ["hydra/launcher=local", "seed=1,2", "hydra.sweep.dir=sweep", "eval_freq=1000000"]
+    paths = {"PYTHONPATH": os.pathsep.join([str(HERE), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)}
+    with (
+        Path("told").open("w") as told,
+        processes.started(command, stdout=told, stderr=told, env=os.environ | paths) as sweep,
+    ):
+        wait(lambda: any(Path("sweep").glob("*/metrics.jsonl")))
+        sweep.send_signal(signal.SIGINT)
+        assert sweep.wait(60) == 130
+        (run,) = Path("sweep").glob("seed-1_*")
+        pid = (status(run) or {})["pid"]
+        wait(lambda: not Path(f"/proc/{pid}").exists())
+    text = Path("told").read_text()
+    assert "told to end at once. The same command with hydra.sweep.dir=sweep goes on" in text
+    assert "launchers.py" not in text
+
+
+def wait(test: Callable[[], bool], seconds: float = 120) -> None:
+    end = time.monotonic() + seconds
+    while not test():
+        assert time.monotonic() < end
+        time.sleep(0.2)

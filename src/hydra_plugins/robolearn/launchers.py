@@ -6,6 +6,7 @@ apart from one that is slow by asking the queue.
 """
 
 import logging
+import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -74,7 +75,7 @@ class Launcher:
         """Bring every run to its end, and give their results in order.
 
         Raises:
-            SystemExit: Runs did not end well and the sweep is a plain grid; they were told one by one.
+            SystemExit: Runs did not end well and the sweep is a plain grid; they were told one by one. Or Ctrl-C.
         """
         runs = self._runs(job_overrides, initial_job_idx)
         folder = Path(str(self.config.hydra.sweep.dir))
@@ -84,7 +85,12 @@ class Launcher:
         left = [run for run in runs if run.result is None]
         done, adopted = len(runs) - len(left), sum(run.job is not None for run in left)
         log.info("%s: %d runs, %d of them finished and %d at work before.", folder, len(runs), done, adopted)
-        self._wait(left)
+        try:
+            self._wait(left)
+        except KeyboardInterrupt:
+            jobs = self._leave([run.job for run in left if run.job is not None and run.result is None])
+            log.warning("Stopped; %s. The same command with hydra.sweep.dir=%s goes on from there.", jobs, folder)
+            raise SystemExit(128 + signal.SIGINT) from None
         by_place = {place: run for run in runs for place in run.twins}
         results = [by_place[place].result for place in range(len(job_overrides))]
         self._tell(runs, folder)
@@ -161,6 +167,10 @@ class Launcher:
             run.job = job
             log.info("#%d as job %s: %s", run.number, job.job_id, run.folder.name)
 
+    def _leave(self, jobs: list[Any]) -> str:
+        """Leave jobs that have not ended; what becomes of them, in words."""
+        raise NotImplementedError
+
     def _room(self, waiting: int, at_work: int) -> int:
         """How many jobs to submit now."""
         return waiting
@@ -171,16 +181,25 @@ class Launcher:
     def _tell(self, runs: list[Run], folder: Path) -> None:
         bad = [run for run in runs if run.result and run.result.status != JobStatus.COMPLETED]
         for run in bad:
-            error = run.result._return_value if run.result else ""
             where = run.job.paths.stderr if run.job else run.folder
-            log.error("%s: %s; log: %s", run.folder.name, str(error).splitlines()[0] if str(error) else error, where)
-        if bad and "BasicSweeper" in str(self.config.hydra.sweeper._target_):
+            log.error("%s: %s; log: %s", run.folder.name, _first_line(run.result), where)
+        if "BasicSweeper" not in str(self.config.hydra.sweeper._target_):
+            return  # a sampler, which goes on
+        if bad:
             log.error(
                 "%d of %d runs did not finish; the same command with hydra.sweep.dir=%s goes on with them, and "
                 "robolearn-sweep %s shows all.",
                 *(len(bad), len(runs), folder, folder),
             )
             raise SystemExit(1)
+        log.info("All %d runs are finished; robolearn-sweep %s shows them.", len(runs), folder)
+
+
+def _first_line(result: JobReturn | None) -> str:
+    """What ended a run, as its status says it."""
+    error = result and result._return_value
+    lines = str(error).strip().splitlines() or [""]
+    return lines[0] if isinstance(error, UserError) else f"{type(error).__name__}: {lines[0]}"
 
 
 class SlurmLauncher(Launcher, submitit_launcher.SlurmLauncher):
@@ -212,6 +231,10 @@ class SlurmLauncher(Launcher, submitit_launcher.SlurmLauncher):
             if job and job.paths.submitted_pickle.exists() and not job.paths.result_pickle.exists():
                 yield job
 
+    def _leave(self, jobs: list[Any]) -> str:
+        arrays = dict.fromkeys(job.job_id.partition("_")[0] for job in jobs)
+        return f"its jobs go on, unless you scancel {' '.join(arrays)}" if jobs else "it had no jobs in the queue"
+
     def _alive(self) -> Callable[[Any], bool]:
         there = cluster.queued()
         # A controller that does not answer says nothing about its jobs.
@@ -235,6 +258,11 @@ class LocalLauncher(Launcher, submitit_launcher.LocalLauncher):
 
     def _room(self, waiting: int, at_work: int) -> int:
         return max(0, min(waiting, self.array_parallelism - at_work))
+
+    def _leave(self, jobs: list[Any]) -> str:
+        for job in jobs:
+            job.cancel()
+        return "its runs were told to end at once"
 
     def _alive(self) -> Callable[[Any], bool]:
         return lambda job: not job.done()
