@@ -121,14 +121,18 @@ RULES = {
         [*TDMPC, "policy.n_action_steps=6", "policy.n_action_repeats=1"],
         "policy.n_action_steps=6 is more than the policy.horizon=5 actions of a plan",
     ),
-    "tdmpc: cameras": ("cameras", TDMPC, "policy=tdmpc takes one camera"),
+    "tdmpc: cameras": (
+        "cameras",
+        TDMPC,
+        f"policy=tdmpc takes one camera, the dataset has {CAMERA}, {OTHER}; set dataset.exclude=[{OTHER}], say",
+    ),
     "tdmpc: square": ("oblong", TDMPC, "policy=tdmpc takes square images, those of observation.image are 96 x 128"),
     "tdmpc: rewards": ("unrewarded", TDMPC, "TdmpcPolicy learns from rewards, but the dataset has no next.reward"),
     "vqbet: backbone": ("camera", [*VQBET, "policy.vision_backbone=vgg16"], "policy.vision_backbone=vgg16"),
     "vqbet: two cameras": (
         "cameras",
         VQBET,
-        "policy=vqbet needs exactly one camera, the dataset has observation.image,",
+        f"the dataset has {CAMERA}, {OTHER}; set dataset.exclude=[{OTHER}], say",
     ),
     "vqbet: no camera": ("keypoints", VQBET, "policy=vqbet needs exactly one camera, the dataset has none"),
     "vqbet: crop": ("camera", [*VQBET, "policy.crop_shape=[84,97]"], "does not fit in the images of 96 x 96"),
@@ -162,6 +166,11 @@ def test_refused_in_one_sentence(checked: Callable[..., None], name: str, reques
         ("state", ["policy=tdmpc", "env=none"]),
         ("cameras", ["policy=act", "env=none"]),
         ("shapes", ["policy=act", "env=none"]),
+        # What the messages above advise.
+        ("cameras", [*VQBET, f"dataset.exclude=[{OTHER}]"]),
+        ("cameras", [*TDMPC, f"dataset.exclude=[{OTHER}]"]),
+        ("shapes", [*DIFFUSION, f"dataset.exclude=[{OTHER}]"]),
+        ("oblong", [*TDMPC, f"dataset.exclude=[{CAMERA}]"]),
     ],
     ids=str,
 )

@@ -69,6 +69,14 @@ def test_what_not_all_have_is_left_out_and_named(folders, tmp_path, caplog):
     assert "observation.environment_state" not in batch
 
 
+def test_observations_are_left_out_of_all_of_them(folders, tmp_path):
+    both = multi(folders, tmp_path, exclude=["observation.image", "observation.environment_state"]).load(CPU)
+    assert list(both.spec.observation) == list(both.stats)[:-1] == ["observation.state"]
+    assert not list(tmp_path.glob("frames/*"))
+    with pytest.raises(UserError, match="observation.images is none of the dataset's observations"):
+        multi(folders, tmp_path, exclude=["observation.images"])
+
+
 def test_joint_statistics_are_those_of_all_frames(folders, tmp_path):
     both = multi(folders, tmp_path).load(CPU)
     every = both.batch(torch.arange(both.num_frames), Window())

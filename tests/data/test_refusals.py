@@ -13,6 +13,7 @@ from synthetic import read_rows, write_dataset, write_rows, write_video
 
 from robolearn.data import LeRobotDataset, cache
 from robolearn.errors import UserError
+from robolearn.types import Window
 
 INFO, EPISODES = "meta/info.json", "meta/episodes/chunk-000/file-000.parquet"
 DATA, VIDEO = "data/chunk-000/file-000.parquet", "videos/observation.image/chunk-000/file-000.mp4"
@@ -325,3 +326,17 @@ def test_no_dataset(options, word, tmp_path, monkeypatch):
     with pytest.raises(UserError, match=word) as caught:
         LeRobotDataset(**options)
     print(caught.value)
+
+
+def test_what_is_left_out_must_be_there_and_is_not_needed(new, tmp_path):
+    refused(new, tmp_path, "dataset.exclude: observation.imag is none", exclude=["observation.imag"])
+    everything = ["observation.image", "observation.state"]
+    refused(new, tmp_path, "dataset.exclude leaves no observation", exclude=everything)
+    before = open_all(new, tmp_path)
+    (new / VIDEO).unlink()
+    after = open_all(new, tmp_path, exclude=["observation.image"])
+    assert list(after.spec.observation) == ["observation.state"]
+    row = torch.tensor([5])
+    expected, got = (dataset.batch(row, Window()) for dataset in (before, after))
+    assert expected.keys() - got.keys() == {"observation.image", "observation.image_is_pad"}
+    assert all(torch.equal(value, expected[key]) for key, value in got.items())

@@ -9,10 +9,10 @@ from robolearn.errors import UserError
 
 
 def check_files(meta: Meta, episodes: tuple[EpisodeMeta, ...]) -> None:
-    """Refuse a dataset that lacks a file of one of `episodes`. Looks at names alone, so that it is quick."""
+    """Refuse a dataset that lacks a file it needs of `episodes`. Looks at names alone, so that it is quick."""
     seen: set[str] = set()
     for episode in episodes:
-        for name in (episode.data_file, *(place.file for place in episode.videos.values())):
+        for name in (episode.data_file, *(place.file for key, place in episode.videos.items() if key in meta.columns)):
             if name in seen:
                 continue
             seen.add(name)

@@ -34,6 +34,7 @@ class LeRobotDataset:
         repo_id: Name on the hub. Looked up on this machine alone, unless `download`.
         root: Folder of the dataset, which goes before `repo_id`.
         episodes: Episodes to use, in this order; None for all. Statistics are the whole set's all the same.
+        exclude: Observations to leave out, such as a camera that the policy has no use for; they are not decoded.
         revision: Branch, tag or commit on the hub.
         download: Fetch from the hub what is not on this machine. HF_HUB_OFFLINE forbids it.
         use_imagenet_stats: Mean and deviation of ImageNet for every colour camera, not the dataset's own.
@@ -62,6 +63,7 @@ class LeRobotDataset:
         repo_id: str | None = None,
         root: str | None = None,
         episodes: Sequence[int] | None = None,
+        exclude: Sequence[str] = (),
         revision: str | None = None,
         download: bool = False,
         use_imagenet_stats: bool = True,
@@ -77,8 +79,10 @@ class LeRobotDataset:
         self.meta = read_meta(find_root(repo_id, root, revision, download))
         self.name = repo_id if root is None and repo_id else str(self.meta.root)
         self.episodes = select(self.meta, None if episodes is None else list(episodes))
-        check_files(self.meta, self.episodes)
+        check_excluded(exclude, make_spec(self.meta).observation)
+        self.meta = _with_columns(self.meta, self.meta.columns.keys() - set(exclude))
         self.spec = make_spec(self.meta)
+        check_files(self.meta, self.episodes)
         self.stats = feature_stats(self.meta.stats, self.spec, self.meta.stats_file, use_imagenet_stats)
         self.fps = self.meta.fps
         self.num_frames = sum(episode.length for episode in self.episodes)
@@ -112,7 +116,7 @@ class LeRobotDataset:
 
     def keep(self, keys: Collection[str]) -> None:
         """Leave out every column that is not among `keys`; before `load`, so that it is not decoded either."""
-        self.meta = replace(self.meta, columns={k: c for k, c in self.meta.columns.items() if k in keys})
+        self.meta = _with_columns(self.meta, keys)
         self.spec = make_spec(self.meta)
         self.stats = {key: values for key, values in self.stats.items() if key in keys}
 
@@ -264,6 +268,23 @@ def make_spec(meta: Meta) -> Spec:
     # Numbers without words are used by no frame, which is checked when frames are read.
     tasks = tuple(meta.tasks.get(number, "") for number in range(max(meta.tasks, default=-1) + 1))
     return Spec(observation, Feature("ACTION", meta.columns["action"].shape), meta.fps, meta.settings, tasks)
+
+
+def _with_columns(meta: Meta, keys: Collection[str]) -> Meta:
+    return replace(meta, columns={key: column for key, column in meta.columns.items() if key in keys})
+
+
+def check_excluded(exclude: Collection[str], observed: Collection[str]) -> None:
+    """Refuse to leave out what is not observed, or everything that is.
+
+    Raises:
+        UserError: A key is no observation, or none is left.
+    """
+    for key in exclude:
+        if key not in observed:
+            raise UserError(f"dataset.exclude: {key} is none of the dataset's observations: {', '.join(observed)}.")
+    if exclude and set(exclude) >= set(observed):
+        raise UserError("dataset.exclude leaves no observation; name fewer.")
 
 
 def _tensor(values: np.ndarray, key: str, spec: Spec) -> Tensor:

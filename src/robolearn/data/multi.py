@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from robolearn.data.dataset import LeRobotDataset
+from robolearn.data.dataset import LeRobotDataset, check_excluded
 from robolearn.data.memory import choose_tier
 from robolearn.data.meta import Column
 from robolearn.data.stats import RawStats, aggregate, feature_stats
@@ -32,6 +32,7 @@ class MultiDataset:
         statistics: ``joint``: those of all frames together; ``per_dataset``: in training, every sample is normalised
             by those of its own dataset.
         acts_with: With ``per_dataset``, the dataset (counted from 0) whose statistics actions are taken with.
+        exclude: Observations to leave out of all of them.
         download: As for a `LeRobotDataset`, and so are the others below; they are those of sources given as texts.
         use_imagenet_stats: As there; also of the joint statistics.
         video_backend: As there.
@@ -62,6 +63,7 @@ class MultiDataset:
         weights: Sequence[float] | None = None,
         statistics: Literal["joint", "per_dataset"] = "joint",
         acts_with: int = 0,
+        exclude: Sequence[str] = (),
         download: bool = False,
         use_imagenet_stats: bool = True,
         video_backend: Literal["av", "pyav", "torchcodec"] = "av",
@@ -84,6 +86,9 @@ class MultiDataset:
         self.weights = _checked_weights(weights, len(self.datasets))
         if not 0 <= acts_with < len(self.datasets):
             raise UserError(f"dataset.acts_with={acts_with}: the datasets are 0 to {len(self.datasets) - 1}.")
+        check_excluded(exclude, dict.fromkeys(key for dataset in self.datasets for key in dataset.spec.observation))
+        for dataset in self.datasets:
+            dataset.keep(dataset.meta.columns.keys() - set(exclude))
         self.spec = self._unite()
         each = [dataset.stats for dataset in self.datasets]
         self.each_stats = each if statistics == "per_dataset" else None

@@ -309,4 +309,6 @@ def _check_spec(spec: Spec) -> None:
         )
     for key, feature in cameras.items():
         if feature.shape[0] != 3:
-            raise UserError(f"policy=act needs images of 3 channels, {key} has {feature.shape[0]}; leave it out.")
+            raise UserError(
+                f"policy=act needs images of 3 channels, {key} has {feature.shape[0]}; set dataset.exclude=[{key}]."
+            )

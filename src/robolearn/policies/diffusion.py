@@ -14,7 +14,7 @@ from robolearn.errors import UserError
 from robolearn.normalize import Mode
 from robolearn.policies.base import Policy
 from robolearn.policies.unet import ConditionalUnet1d, at_autocast_precision
-from robolearn.policies.vision import ImageEncoder, crop_images, load_resnet_weights
+from robolearn.policies.vision import ImageEncoder, check_encoder, crop_images, load_resnet_weights
 from robolearn.types import Batch, Kind, Spec, Window
 
 SCHEDULERS = {"DDPM": DDPMScheduler, "DDIM": DDIMScheduler}
@@ -279,18 +279,8 @@ def _check_images(spec: Spec, crop_shape: tuple[int, ...] | None, use_group_norm
     shapes = {feature.shape for feature in cameras.values()}
     if len(shapes) > 1:
         listed = ", ".join(f"{key} {feature.shape}" for key, feature in cameras.items())
-        raise UserError(f"policy=diffusion needs cameras of one shape, the dataset has {listed}.")
-    if crop_shape is not None:
-        if len(crop_shape) != 2:
-            raise UserError(f"policy.crop_shape={list(crop_shape)} must be [height, width] or null.")
-        for _, height, width in shapes:
-            if not (0 < crop_shape[0] <= height and 0 < crop_shape[1] <= width):
-                raise UserError(
-                    f"policy.crop_shape={list(crop_shape)} does not fit in the images of {height} x {width} pixels; "
-                    "make it smaller or null."
-                )
-    if use_group_norm and pretrained:
         raise UserError(
-            "policy.pretrained_backbone_weights hold BatchNorm layers, which policy.use_group_norm=true replaces; "
-            "set policy.use_group_norm=false or policy.pretrained_backbone_weights=null."
+            f"policy=diffusion needs cameras of one shape, the dataset has {listed}; leave out those of another "
+            "shape by dataset.exclude=[KEY,...]."
         )
+    check_encoder(next(iter(shapes), None), crop_shape, use_group_norm, pretrained)

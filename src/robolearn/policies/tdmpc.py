@@ -362,11 +362,17 @@ def _check_spec(spec: Spec) -> None:
     if not spec.observation:
         raise UserError("policy=tdmpc needs something to observe, but the dataset has no key 'observation.*'.")
     if len(cameras) > 1:
-        raise UserError(f"policy=tdmpc takes one camera, the dataset has {', '.join(cameras)}.")
+        raise UserError(
+            f"policy=tdmpc takes one camera, the dataset has {', '.join(cameras)}; "
+            f"set dataset.exclude=[{','.join(list(cameras)[1:])}], say."
+        )
     for key, feature in cameras.items():
         _, height, width = feature.shape
         if height != width:
-            raise UserError(f"policy=tdmpc takes square images, those of {key} are {height} x {width} pixels.")
+            raise UserError(
+                f"policy=tdmpc takes square images, those of {key} are {height} x {width} pixels; choose another "
+                f"dataset, or set dataset.exclude=[{key}] to learn from what else it has."
+            )
         if feature_map_size(height) < 1:
             raise UserError(
                 f"policy=tdmpc needs larger images: its four convolutions leave nothing of the {height} x {width} "

@@ -1,5 +1,6 @@
 """Image encoders: a ResNet, then where in the image its features lie."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -74,6 +75,36 @@ class ImageEncoder(nn.Module):
         return self.head(self.pool(self.backbone(images)).flatten(1)).relu()
 
 
+def check_encoder(
+    image_shape: tuple[int, ...] | None, crop_shape: Sequence[int] | None, use_group_norm: bool, pretrained: str | None
+) -> None:
+    """Rules of what comes before and into an `ImageEncoder`.
+
+    Args:
+        image_shape: (C, H, W) before the crop; None without a camera.
+        crop_shape: (h, w), or None.
+        use_group_norm: The encoder's.
+        pretrained: Weights to load into its backbone, or None.
+
+    Raises:
+        UserError: The crop does not fit, or the weights do not.
+    """
+    if crop_shape and len(crop_shape) != 2:
+        raise UserError(f"policy.crop_shape={list(crop_shape)} must be [height, width] or null.")
+    if crop_shape and image_shape:
+        _, height, width = image_shape
+        if not (0 < crop_shape[0] <= height and 0 < crop_shape[1] <= width):
+            raise UserError(
+                f"policy.crop_shape={list(crop_shape)} does not fit in the images of {height} x {width} pixels; "
+                "make it smaller or null."
+            )
+    if use_group_norm and pretrained:
+        raise UserError(
+            "policy.pretrained_backbone_weights hold BatchNorm layers, which policy.use_group_norm=true replaces; "
+            "set policy.use_group_norm=false or policy.pretrained_backbone_weights=null."
+        )
+
+
 def check_resnet(name: str) -> None:
     """Refuse a backbone that torchvision does not have.
 
@@ -135,7 +166,7 @@ def load_resnet_weights(body: nn.Sequential, name: str, weights: str) -> None:
         path = Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[1]
     if not path.exists():
         raise UserError(
-            f"The backbone weights {path} are not there and nothing is downloaded unasked; "
+            f"The backbone weights {path} are not there and nothing is downloaded unasked: "
             f"{_way_to_fetch(name, weights)}give policy.pretrained_backbone_weights=PATH or null, which starts from "
             "random ones."
         )
@@ -151,7 +182,7 @@ def _way_to_fetch(name: str, weights: str) -> str:
     """The command that fetches weights by their torchvision name."""
     if "/" in weights or "_Weights." not in weights:
         return ""
-    return f"fetch them with python -c \"import torchvision; torchvision.models.{name}(weights='{weights}')\", "
+    return f"fetch them with python -c \"import torchvision; torchvision.models.{name}(weights='{weights}')\", or "
 
 
 def _read_weights(path: Path) -> Any:

@@ -12,7 +12,7 @@ from robolearn.normalize import Mode
 from robolearn.policies.base import Policy
 from robolearn.policies.gpt import Gpt
 from robolearn.policies.residual_vq import ActionTokenizer, draw, one_hot
-from robolearn.policies.vision import ImageEncoder, crop_images, load_resnet_weights
+from robolearn.policies.vision import ImageEncoder, check_encoder, crop_images, load_resnet_weights
 from robolearn.types import Batch, Kind, Spec, Window
 
 CODEBOOKS = 2
@@ -397,20 +397,11 @@ def _check_images(spec: Spec, crop_shape: Sequence[int] | None, use_group_norm: 
     """The one camera."""
     cameras = spec.of_kind("VISUAL")
     if len(cameras) != 1:
-        raise UserError(f"policy=vqbet needs exactly one camera, the dataset has {', '.join(cameras) or 'none'}.")
-    ((camera, feature),) = cameras.items()
-    if crop_shape:
-        if len(crop_shape) != 2:
-            raise UserError(f"policy.crop_shape={list(crop_shape)} must be [height, width] or null.")
-        _, height, width = feature.shape
-        if not (0 < crop_shape[0] <= height and 0 < crop_shape[1] <= width):
-            raise UserError(
-                f"policy.crop_shape={list(crop_shape)} does not fit in the images of {height} x {width} pixels; "
-                "make it smaller or null."
-            )
-    if use_group_norm and pretrained:
+        others = ",".join(list(cameras)[1:])
+        way = f"set dataset.exclude=[{others}], say" if others else "choose another dataset, or another policy"
         raise UserError(
-            "policy.pretrained_backbone_weights hold BatchNorm layers, which policy.use_group_norm=true replaces; "
-            "set policy.use_group_norm=false or policy.pretrained_backbone_weights=null."
+            f"policy=vqbet needs exactly one camera, the dataset has {', '.join(cameras) or 'none'}; {way}."
         )
+    ((camera, feature),) = cameras.items()
+    check_encoder(feature.shape, crop_shape, use_group_norm, pretrained)
     return camera

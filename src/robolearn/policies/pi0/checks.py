@@ -51,7 +51,9 @@ def features(spec: Spec, max_state_dim: int, max_action_dim: int, mapping: Mappi
         raise UserError("policy=pi0 needs a camera or a state; the dataset has no observation.")
     for key, feature in {**spec.observation, "action": spec.action}.items():
         if feature.kind != "VISUAL" and len(feature.shape) != 1:
-            raise UserError(f"policy=pi0 needs vectors and images, {key} has shape {feature.shape}; leave it out.")
+            raise UserError(
+                f"policy=pi0 needs vectors and images, {key} has shape {feature.shape}; set dataset.exclude=[{key}]."
+            )
     state = sum(f.shape[0] for kind in ("STATE", "ENV") for f in spec.of_kind(kind).values())
     for name, most, found in (
         ("state", max_state_dim, state),
@@ -76,7 +78,9 @@ def images(spec: Spec, resize: Sequence[int] | None, size: int) -> None:
         )
     for key, feature in spec.of_kind("VISUAL").items():
         if feature.shape[0] != 3:
-            raise UserError(f"policy=pi0 needs images of 3 channels, {key} has {feature.shape[0]}; leave it out.")
+            raise UserError(
+                f"policy=pi0 needs images of 3 channels, {key} has {feature.shape[0]}; set dataset.exclude=[{key}]."
+            )
         if resize is None and feature.shape[1:] != (size, size):
             raise UserError(
                 f"{key} has {feature.shape[1]} x {feature.shape[2]} pixels, the vision encoder takes {size} x {size}; "
