@@ -239,16 +239,25 @@ def older(folder: Path, out: Path) -> None:
 
 
 def migrate(python: str, folder: Path) -> bool:
-    """Let LeRobot bring a checkpoint of February 2025 to its newer layout, beside it; False where it cannot."""
+    """Let LeRobot bring a checkpoint of February 2025 to its newer layout, beside it.
+
+    False, and a line that says why, where it cannot, or makes another policy of it: it takes the state of the
+    surroundings for one of the robot, and then leaves it out.
+    """
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     module = "lerobot.processor.migrate_policy_normalization"
     command = [python, "-m", module, "--pretrained-path", str(folder)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     # It ends with a model card, which the hub checks, and without a network fails there.
-    if (folder.with_name(f"{folder.name}_migrated") / "model.safetensors").is_file():
-        return True
-    print(f"{folder.name}: LeRobot's migration ended with {done.stderr.strip().splitlines()[-1]}", flush=True)
-    return False
+    made = folder.with_name(f"{folder.name}_migrated")
+    if not (made / "model.safetensors").is_file():
+        print(f"{folder.name}: LeRobot's migration ended with {done.stderr.strip().splitlines()[-1]}", flush=True)
+        return False
+    old, new = (json.loads((place / "config.json").read_text())["input_features"] for place in (folder, made))
+    wrong = [key for key, feature in old.items() if new.get(key) != feature]
+    for key in wrong:
+        print(f"{folder.name}: LeRobot's migration makes {key} {new.get(key)} of {old[key]}", flush=True)
+    return not wrong
 
 
 def exported(folder: Path, out: Path) -> None:

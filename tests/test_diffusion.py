@@ -21,7 +21,8 @@ REFUSED = [
     ({"n_obs_steps": 6}, r"policy.n_action_steps=4 is more than the 3 actions .*policy.n_obs_steps=6"),
     ({"drop_n_last_frames": -1}, r"policy.drop_n_last_frames=-1 must not be negative"),
     ({"down_dims": [8, 15]}, r"policy.down_dims=\[8, 15\] must be multiples of policy.n_groups=4"),
-    ({"down_dims": []}, r"policy.down_dims=\[\] must be multiples"),
+    ({"n_obs_steps": 9}, r"policy.n_obs_steps=9 is more than the policy.horizon=8 frames of a trajectory"),
+    ({"down_dims": []}, r"policy.down_dims=\[\] must name the channels of at least one level"),
     ({"n_groups": 0}, r"policy.n_groups=0"),
     ({"final_n_groups": 3}, r"policy.down_dims=\[8\] must be multiples of policy.final_n_groups=3"),
     ({"final_n_groups": 0}, r"policy.final_n_groups=0"),
@@ -32,6 +33,13 @@ REFUSED = [
     ({"num_train_timesteps": 0, "num_inference_steps": None}, r"policy.num_train_timesteps=0 must be at least 1"),
     ({"num_inference_steps": 11}, r"policy.num_inference_steps=11 must be between 1 and policy.num_train_timesteps=10"),
     ({"num_inference_steps": 0}, r"policy.num_inference_steps=0 must be between 1 and"),
+    (
+        {"beta_schedule": "linear", "beta_end": 2.0},
+        r"policy.beta_start=0.0001 and policy.beta_end=2.0 must lie between",
+    ),
+    ({"beta_schedule": "linear", "beta_start": 0.5, "beta_end": 0.1}, r"must lie between 0 and 1, the first not above"),
+    ({"beta_schedule": "sigmoid", "noise_scheduler_type": "DDIM"}, r"policy.beta_schedule=sigmoid: DDIM has none"),
+    ({"clip_sample_range": 0.0}, r"policy.clip_sample_range=0.0 must be greater than 0"),
 ]
 
 

@@ -79,6 +79,7 @@ class ActPolicy(Policy):
         super().__init__()
         _check_lengths(n_obs_steps, chunk_size, n_action_steps, temporal_ensemble_coeff)
         _check_sizes(
+            n_heads=n_heads,
             dim_feedforward=dim_feedforward,
             n_encoder_layers=n_encoder_layers,
             n_decoder_layers=n_decoder_layers,
@@ -289,7 +290,7 @@ def _check_sizes(**sizes: int) -> None:
 
 
 def _check_model(dim_model: int, n_heads: int, dropout: float, kl_weight: float) -> None:
-    if n_heads < 1 or dim_model < 1 or dim_model % 4 or dim_model % n_heads:
+    if dim_model < 1 or dim_model % 4 or dim_model % n_heads:
         raise UserError(
             f"policy.dim_model={dim_model} must be a multiple of 4, for its position embeddings, and of "
             f"policy.n_heads={n_heads}."

@@ -50,9 +50,9 @@ class DiffusionPolicy(Policy):
         use_film_scale_modulation: The observation scales and shifts the U-Net's features; else it shifts alone.
         noise_scheduler_type: DDPM (Ho et al. 2020) or DDIM (Song et al. 2021).
         num_train_timesteps: Diffusion steps.
-        beta_schedule: A schedule of diffusers.
-        beta_start: First beta of the linear schedules.
-        beta_end: Last beta of the linear schedules.
+        beta_schedule: A schedule of diffusers; DDIM has no sigmoid.
+        beta_start: First beta of all schedules but squaredcos_cap_v2.
+        beta_end: Last beta of these.
         prediction_type: The network predicts the noise ("epsilon") or the clean trajectory ("sample").
         clip_sample: Clip the clean trajectory that each denoising step implies.
         clip_sample_range: To at most this magnitude.
@@ -90,7 +90,7 @@ class DiffusionPolicy(Policy):
         use_film_scale_modulation: bool = True,
         noise_scheduler_type: Literal["DDPM", "DDIM"] = "DDPM",
         num_train_timesteps: int = 100,
-        beta_schedule: Literal["linear", "scaled_linear", "squaredcos_cap_v2"] = "squaredcos_cap_v2",
+        beta_schedule: Literal["linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid"] = "squaredcos_cap_v2",
         beta_start: float = 1e-4,
         beta_end: float = 0.02,
         prediction_type: Literal["epsilon", "sample"] = "epsilon",
@@ -112,6 +112,7 @@ class DiffusionPolicy(Policy):
         final_n_groups = n_groups if final_n_groups is None else final_n_groups
         _check_unet(down_dims[:1], kernel_size, final_n_groups, diffusion_step_embed_dim, "final_n_groups")
         _check_steps(num_train_timesteps, num_inference_steps)
+        _check_noise(noise_scheduler_type, beta_schedule, beta_start, beta_end, clip_sample, clip_sample_range)
         _check_images(spec, self.crop_shape, use_group_norm, pretrained_backbone_weights)
         if spatial_softmax_num_keypoints < 1:
             raise UserError(f"policy.spatial_softmax_num_keypoints={spatial_softmax_num_keypoints} must be at least 1.")
@@ -240,6 +241,11 @@ def _check_lengths(horizon: int, n_obs_steps: int, n_action_steps: int, down_dim
             f"policy.horizon={horizon} must be a multiple of {factor}, because the U-Net's {len(down_dims)} levels "
             f"(policy.down_dims) halve it; the nearest is {max(factor, round(horizon / factor) * factor)}."
         )
+    if n_obs_steps > horizon:
+        raise UserError(
+            f"policy.n_obs_steps={n_obs_steps} is more than the policy.horizon={horizon} frames of a trajectory, which "
+            "starts at the oldest of them; lower it or raise policy.horizon."
+        )
     longest = horizon - n_obs_steps + 1
     if n_action_steps > longest:
         raise UserError(
@@ -251,7 +257,9 @@ def _check_lengths(horizon: int, n_obs_steps: int, n_action_steps: int, down_dim
 def _check_unet(
     down_dims: Sequence[int], kernel_size: int, n_groups: int, step_dim: int, groups_key: str = "n_groups"
 ) -> None:
-    if n_groups < 1 or not down_dims or any(dim < 1 or dim % n_groups for dim in down_dims):
+    if not down_dims:
+        raise UserError("policy.down_dims=[] must name the channels of at least one level, such as [256,512].")
+    if n_groups < 1 or any(dim < 1 or dim % n_groups for dim in down_dims):
         raise UserError(f"policy.down_dims={list(down_dims)} must be multiples of policy.{groups_key}={n_groups}.")
     if kernel_size < 1 or kernel_size % 2 == 0:
         raise UserError(f"policy.kernel_size={kernel_size} must be odd, so that convolutions keep the length.")
@@ -266,6 +274,22 @@ def _check_steps(num_train_timesteps: int, num_inference_steps: int | None) -> N
         raise UserError(
             f"policy.num_inference_steps={num_inference_steps} must be between 1 and "
             f"policy.num_train_timesteps={num_train_timesteps}, or null."
+        )
+
+
+def _check_noise(kind: str, schedule: str, start: float, end: float, clips: bool, clip_range: float) -> None:
+    if schedule == "sigmoid" and kind == "DDIM":
+        raise UserError(
+            "policy.beta_schedule=sigmoid: DDIM has none; use another, or policy.noise_scheduler_type=DDPM."
+        )
+    if schedule != "squaredcos_cap_v2" and not 0 < start <= end < 1:
+        raise UserError(
+            f"policy.beta_start={start} and policy.beta_end={end} must lie between 0 and 1, the first not above the "
+            "second."
+        )
+    if clips and not clip_range > 0:
+        raise UserError(
+            f"policy.clip_sample_range={clip_range} must be greater than 0; policy.clip_sample=false clips nothing."
         )
 
 
