@@ -89,7 +89,7 @@ def kill_once(command: list[str], folder: Path, saving: bool) -> tuple[str, int]
     doing = "saving" if writing(folder) else "training"
     ended = process.poll() is not None
     process.kill()
-    _, errors = process.communicate()
+    _, errors = process.communicate(timeout=120)  # until its workers have ended, too
     if ended and process.returncode != 0:
         raise SystemExit(f"the run failed by itself: {errors[-2000:]}")
     return "ended before" if ended else doing, last_step(folder)

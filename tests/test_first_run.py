@@ -18,6 +18,7 @@ def test_collects_trains_and_compares(tmp_path: Path) -> None:
         [ROOT / "scripts/train.sh", "", *short],
         cwd=tmp_path,
         env={**os.environ, "BIN": str(Path(sys.executable).parent), "PYTHONPATH": str(ROOT / "src")},
+        seconds=550,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "200 episodes" in done.stdout

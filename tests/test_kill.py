@@ -35,7 +35,7 @@ def test_a_killed_run_ends_as_one_that_was_not(tmp_path: Path, phase: str) -> No
         f"dataset.cache_dir={tmp_path / 'cache'}",
     ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "SDL_VIDEODRIVER": "dummy"}
-    done = processes.run(command, env=environment)
+    done = processes.run(command, env=environment, seconds=550)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "equal after 2 kills" in done.stdout
 
