@@ -135,8 +135,9 @@ class Online:
         """
         assert self.buffer_capacity is not None
         crew = Crew(env, self.rollout_batch_size, self.use_async_envs)
-        rollouts = RolloutsBeside(crew, agent) if self.do_rollout_async else RolloutsHere(crew)
         replay = ReplayBuffer(folder / "replay", spec, self.buffer_capacity, agent.device, policy.drop_n_last_frames)
+        # Last, since it starts a process: a full disk has been told before.
+        rollouts = RolloutsBeside(crew, agent) if self.do_rollout_async else RolloutsHere(crew)
         return Collector(self, offline_steps, rollouts, replay, self.kept(policy))
 
 
