@@ -128,7 +128,7 @@ def test_noise_stays_within_bounds_but_for_actions_beyond_them() -> None:
     np.testing.assert_array_equal(again(np.zeros(2, np.float32)), Noise(5.0, Box(-1, 1, (2,)), 0)(np.zeros(2)))
 
 
-def wait_for(condition, seconds: float = 60) -> None:
+def wait_for(condition, seconds: float = 120) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "waited in vain"

@@ -31,7 +31,7 @@ def records(path: Path) -> Iterator[Any]:
 def runs(folder: Path) -> list[list[Any]]:
     """The records of each time that the run in a folder was started and ended, the oldest first."""
     files = sorted((folder / "wandb").glob("offline-run-*/run-*.wandb"))
-    for _ in range(200):  # a process of W&B's own may still be writing when `finish` returns
+    for _ in range(1200):  # a process of W&B's own may still be writing when `finish` returns
         found = [list(records(file)) for file in files]
         if all(any(record.WhichOneof("record_type") == "exit" for record in run) for run in found):
             return found

@@ -115,11 +115,11 @@ def test_processes_share_one_decode(folder, tmp_path):
     context = multiprocessing.get_context("spawn")
     started, counter = context.Event(), context.Value("i", 0)
     arguments = (folder, tmp_path / "c", started, counter)
-    processes = [context.Process(target=_load_slowly, args=arguments) for _ in range(2)]
+    processes = [context.Process(target=_load_slowly, args=arguments, daemon=True) for _ in range(2)]
     for process in processes:
         process.start()
     for process in processes:
-        process.join(60)
+        process.join(200)
         assert process.exitcode == 0
     assert counter.value == 1
 
@@ -127,9 +127,10 @@ def test_processes_share_one_decode(folder, tmp_path):
 def test_killed_while_decoding(folder, tmp_path, decodes):
     context = multiprocessing.get_context("spawn")
     started, counter = context.Event(), context.Value("i", 0)
-    process = context.Process(target=_load_slowly, args=(folder, tmp_path / "c", started, counter))
+    arguments = (folder, tmp_path / "c", started, counter)
+    process = context.Process(target=_load_slowly, args=arguments, daemon=True)
     process.start()
-    assert started.wait(60)
+    assert started.wait(200)
     os.kill(process.pid, signal.SIGKILL)
     process.join(60)
     frames = load(folder, tmp_path / "c")
