@@ -26,7 +26,8 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, open_dict
 
 from robolearn.agent import Agent
-from robolearn.cli.build import build, build_policy, pick_device, use_fast_kernels
+from robolearn.cli.build import build, build_policy
+from robolearn.cli.devices import pick_device, use_fast_kernels
 from robolearn.config import conf_dir
 from robolearn.envs.simulator import Simulator
 from robolearn.evaluate import seeded

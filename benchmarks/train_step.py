@@ -28,7 +28,8 @@ from omegaconf import DictConfig
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from robolearn.cli.build import build, build_policy, pick_device, plain
+from robolearn.cli.build import build, build_policy, plain
+from robolearn.cli.devices import pick_device
 from robolearn.config import conf_dir
 from robolearn.data import BatchSampler, Loader
 from robolearn.normalize import Normalizer

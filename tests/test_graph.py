@@ -12,7 +12,7 @@ from toys_trainer import CPU, SPEC, Line
 
 from robolearn import graph
 from robolearn.agent import Agent
-from robolearn.cli.build import pick_acting_graph, pick_compile, pick_cuda_graph
+from robolearn.cli.devices import pick_acting_graph, pick_compile, pick_cuda_graph
 from robolearn.errors import UserError
 from robolearn.graph import Captured
 from robolearn.normalize import Normalizer

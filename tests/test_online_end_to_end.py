@@ -6,7 +6,7 @@ import pytest
 from synthetic import write_dataset
 from toys_cli import metrics, run
 
-from robolearn.cli.build import check
+from robolearn.cli.check import check
 from robolearn.cli.compose import compose, parse
 from robolearn.errors import UserError
 

@@ -10,7 +10,7 @@ from synthetic import write_dataset
 from toys_cli import ROOT, metrics, run
 from toys_pi0 import LANGUAGE, VISION, write_tokenizer
 
-from robolearn.cli.build import check
+from robolearn.cli.check import check
 from robolearn.cli.compose import compose, parse
 from robolearn.errors import UserError
 

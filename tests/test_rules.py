@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from synthetic import write_dataset
 
-from robolearn.cli.build import check
+from robolearn.cli.check import check
 from robolearn.cli.compose import compose, parse
 from robolearn.errors import UserError
 

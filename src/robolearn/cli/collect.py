@@ -66,7 +66,8 @@ def check(job: Job) -> None:
     Raises:
         UserError: The first mistake.
     """
-    from robolearn.cli.build import build, check_one_of, check_targets_of
+    from robolearn.cli.build import build
+    from robolearn.cli.check import check_one_of, check_targets_of
     from robolearn.collect import check_folder
 
     cfg = job.cfg
@@ -194,7 +195,8 @@ def _run(cfg: DictConfig, simulator: Any, recorder: Any, collection: Any, stop: 
 
 def _rollouts(cfg: DictConfig, simulator: Any, recorder: Any) -> Any:
     from robolearn.agent import Agent
-    from robolearn.cli.build import load_policy, pick_device
+    from robolearn.cli.build import load_policy
+    from robolearn.cli.devices import pick_device
     from robolearn.collect import Rollouts
     from robolearn.envs import check_same_spec
     from robolearn.pretrained import locate

@@ -103,7 +103,9 @@ def check(jobs: Sequence[Job]) -> None:
     """
     import torch
 
-    from robolearn.cli.build import AMP, build, build_policy, check_one_of, check_targets_of, pick_device
+    from robolearn.cli.build import AMP, build, build_policy
+    from robolearn.cli.check import check_one_of, check_targets_of
+    from robolearn.cli.devices import pick_device
     from robolearn.envs import check_same_spec
     from robolearn.start import Start
 
@@ -136,15 +138,8 @@ def run_job(cfg: DictConfig) -> float | None:
 
 def _evaluate(cfg: DictConfig) -> float | None:
     from robolearn.agent import Agent
-    from robolearn.cli.build import (
-        AMP,
-        build,
-        load_policy,
-        pick_acting_graph,
-        pick_compile,
-        pick_device,
-        use_fast_kernels,
-    )
+    from robolearn.cli.build import AMP, build, load_policy
+    from robolearn.cli.devices import pick_acting_graph, pick_compile, pick_device, use_fast_kernels
     from robolearn.start import Start
     from robolearn.tasks import told
 

@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         line = naming_runs(line)
         jobs = compose(line, "train") if composes else []
         if not line.shows_only:
-            from robolearn.cli.build import check  # imports torch, which questions need not wait for
+            from robolearn.cli.check import check  # imports torch, which questions need not wait for
             from robolearn.ranks import Ranks
 
             ranks = Ranks.here()
@@ -139,7 +139,7 @@ def _train_together(cfg: DictConfig, ranks: "Ranks") -> float | None:
 
 def _ended(cfg: DictConfig, run: "Run", context: Any) -> dict[str, float | None] | None:
     """The metric of a run that came to its end before; None where it is to run, which is then on record."""
-    from robolearn.cli.build import check_folder
+    from robolearn.cli.check import check_folder
     from robolearn.run import is_done, newest_unfinished, recorded, status
 
     check_folder(run, cfg.resume)
