@@ -14,7 +14,7 @@ from typing import Any
 import processes
 import pytest
 
-from robolearn import cluster
+from robolearn import cluster, not_begun
 from robolearn.cli.sweep import as_csv, duration, main
 from robolearn.errors import UserError
 from robolearn.overrides import run_name
@@ -134,6 +134,19 @@ def test_runs_of_the_grid_that_have_not_begun_are_waiting(tmp_path: Path) -> Non
         " overrides: {task: [policy=act, 'seed=1,2,3', optimizer.lr=0.001]}}\n"
     )
     assert states(tmp_path) == {"1": "finished", "2": "waiting", "3": "waiting"}
+
+
+def test_a_run_whose_job_could_not_begin_is_failed_until_it_is_submitted_again(tmp_path: Path) -> None:
+    planned = ["policy=act", "seed=2", "optimizer.lr=0.001"]
+    write_run(tmp_path, 1)
+    not_begun.note(tmp_path, tmp_path / "seed-2_0", planned, "job 7 died without a word", tmp_path / "7.err")
+    (failed,) = (run for run in read(tmp_path).runs if run.state == "failed")
+    assert (failed.name, failed.overrides["seed"], failed.log) == ("seed-2_0", "2", tmp_path / "7.err")
+    write_run(tmp_path, 2)
+    assert states(tmp_path) == {"1": "finished", "2": "finished"}
+    shutil.rmtree(tmp_path / run_name(planned))
+    not_begun.forget(tmp_path, tmp_path / "seed-2_0")
+    assert states(tmp_path) == {"1": "finished"}
 
 
 def test_csv_json_and_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

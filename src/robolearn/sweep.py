@@ -17,6 +17,7 @@ import yaml
 from robolearn import cluster
 from robolearn.config import hint
 from robolearn.errors import UserError
+from robolearn.not_begun import noted
 from robolearn.overrides import canonical
 from robolearn.run import holds_run, status
 
@@ -38,7 +39,7 @@ class SweepRun:
     """A run of a sweep.
 
     Attributes:
-        folder: None for one that has not begun.
+        folder: None for one that has not begun; one whose job could not begin it has none there.
         overrides: Values by key, as they were given.
         state: One of `STATES`. A run whose job is in the queue again is waiting; one that says it runs, but no longer
             renews its status and has no job, is lost.
@@ -128,7 +129,7 @@ def read(folder: Path, metric: str | None = None, minimize: bool = False) -> Swe
     """
     folders = list(_run_folders(folder, DEPTH)) if folder.is_dir() else []
     planned = _planned(folder / "multirun.yaml")
-    if not folders and not planned:
+    if not folders and not planned and not any(noted(folder)):
         raise UserError(_nothing(folder))
     lines = {path: metric_lines(path) for path in folders}
     if metric is None:
@@ -139,6 +140,8 @@ def read(folder: Path, metric: str | None = None, minimize: bool = False) -> Swe
     queue = cluster.queued() if cluster.is_here() else None
     sign = 1 if minimize else -1
     runs = [_run(path, _values(lines[path], metric), sign, queue) for path in folders]
+    begun = [run.overrides for run in runs]
+    runs += [run for run in _died_before(folder) if run.overrides not in begun]
     begun = [run.overrides for run in runs]
     runs += [SweepRun(None, overrides, "waiting") for overrides in planned if overrides not in begun]
     keys = varying([run.overrides for run in runs])
@@ -266,6 +269,15 @@ def _planned(file: Path) -> list[dict[str, str]]:
         return [canonical(job) for batch in BasicSweeper.split_arguments(parsed, None) for job in batch]
     except (OSError, yaml.YAMLError, KeyError, TypeError, HydraException):
         return []
+
+
+def _died_before(folder: Path) -> list[SweepRun]:
+    """Runs whose jobs ended before they had a folder."""
+    return [
+        SweepRun(Path(each["folder"]), canonical(each["overrides"]), "failed", error=each["error"], log=log)
+        for each in noted(folder)
+        for log in [Path(each["log"])]
+    ]
 
 
 def _usual_metric(

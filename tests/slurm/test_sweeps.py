@@ -66,6 +66,16 @@ def test_what_the_cluster_does_not_have_is_refused_in_a_sentence(run, folder: Pa
     assert not (folder / "sweep").exists()
 
 
+def test_a_job_that_cannot_begin_is_told_with_its_log(run, folder: Path) -> None:
+    setup = "'hydra.launcher.setup=[\"echo no such module >&2; exit 3\"]'"
+    done = run(f"{TRAIN} {CLUSTER} {setup} seed=1 hydra.sweep.dir=sweep", status=1)
+    assert "1 of 1 runs did not finish" in done.stdout
+    (failed,) = read(folder / "sweep").runs
+    assert (failed.state, failed.overrides["seed"]) == ("failed", "1")
+    assert failed.log
+    assert failed.log.read_text().startswith("no such module")
+
+
 @pytest.mark.timeout(1600)  # minutes on a quiet machine, much longer on a busy one
 def test_a_disturbed_sweep_ends_as_one_in_peace(run) -> None:
     command = f"{sys.executable} {ROOT}/scripts/sweep_test.py my_keypoints --seeds 2 --limit 700"

@@ -21,7 +21,7 @@ from hydra_plugins.hydra_submitit_launcher import submitit_launcher
 from hydra_plugins.hydra_submitit_launcher.config import BaseQueueConf, LocalQueueConf
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from robolearn import cluster
+from robolearn import cluster, not_begun
 from robolearn.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -78,7 +78,7 @@ class Launcher:
             SystemExit: Runs did not end well and the sweep is a plain grid; they were told one by one. Or Ctrl-C.
         """
         runs = self._runs(job_overrides, initial_job_idx)
-        folder = Path(str(self.config.hydra.sweep.dir))
+        folder = self._sweep
         folder.mkdir(parents=True, exist_ok=True)
         self._collect_finished(runs)
         self._adopt([run for run in runs if run.result is None])
@@ -93,8 +93,12 @@ class Launcher:
             raise SystemExit(128 + signal.SIGINT) from None
         by_place = {place: run for run in runs for place in run.twins}
         results = [by_place[place].result for place in range(len(job_overrides))]
-        self._tell(runs, folder)
+        self._sum_up(runs, folder)
         return results  # type: ignore[return-value]
+
+    @property
+    def _sweep(self) -> Path:
+        return Path(str(self.config.hydra.sweep.dir))
 
     def _runs(self, job_overrides: Sequence[Sequence[str]], first: int) -> list[Run]:
         """One run for each folder: a sampler may ask for the same twice."""
@@ -134,6 +138,8 @@ class Launcher:
             alive = self._alive()
             for run in at_work:
                 self._look(run, alive)
+            for run in (run for run in at_work if run.result is not None):
+                self._tell(run)
             at_work = [run for run in at_work if run.result is None]
 
     def _look(self, run: Run, alive: Callable[[Any], bool]) -> None:
@@ -165,6 +171,7 @@ class Launcher:
         call: Any = self
         for run, job in zip(runs, executor.map_array(call, *zip(*calls, strict=True)), strict=True):
             run.job = job
+            not_begun.forget(self._sweep, run.folder)
             log.info("#%d as job %s: %s", run.number, job.job_id, run.folder.name)
 
     def _leave(self, jobs: list[Any]) -> str:
@@ -178,14 +185,21 @@ class Launcher:
     def _alive(self) -> Callable[[Any], bool]:
         raise NotImplementedError
 
-    def _tell(self, runs: list[Run], folder: Path) -> None:
-        bad = [run for run in runs if run.result and run.result.status != JobStatus.COMPLETED]
-        for run in bad:
-            where = run.job.paths.stderr if run.job else run.folder
-            log.error("%s: %s; log: %s", run.folder.name, _first_line(run.result), where)
+    def _tell(self, run: Run) -> None:
+        assert run.result
+        if run.result.status == JobStatus.COMPLETED:
+            log.info("#%d is finished: %s", run.number, run.folder.name)
+            return
+        error, told = _first_line(run.result._return_value), run.job.paths.stderr
+        log.error("#%d failed: %s: %s; log: %s", run.number, run.folder.name, error, told)
+        if not (run.folder / "status.json").exists():
+            # It could not say so itself: imports failed, or the node lacks the environment.
+            not_begun.note(self._sweep, run.folder, run.overrides, error, told)
+
+    def _sum_up(self, runs: list[Run], folder: Path) -> None:
         if "BasicSweeper" not in str(self.config.hydra.sweeper._target_):
             return  # a sampler, which goes on
-        if bad:
+        if bad := [run for run in runs if run.result and run.result.status != JobStatus.COMPLETED]:
             log.error(
                 "%d of %d runs did not finish; the same command with hydra.sweep.dir=%s goes on with them, and "
                 "robolearn-sweep %s shows all.",
@@ -195,9 +209,8 @@ class Launcher:
         log.info("All %d runs are finished; robolearn-sweep %s shows them.", len(runs), folder)
 
 
-def _first_line(result: JobReturn | None) -> str:
+def _first_line(error: Any) -> str:
     """What ended a run, as its status says it."""
-    error = result and result._return_value
     lines = str(error).strip().splitlines() or [""]
     return lines[0] if isinstance(error, UserError) else f"{type(error).__name__}: {lines[0]}"
 
