@@ -17,15 +17,15 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import gymnasium as gym
 import numpy as np
-from hydra.utils import instantiate
-from omegaconf import OmegaConf
 from PIL import Image
 from tqdm import tqdm
 
+from robolearn.cli.build import build
+from robolearn.cli.check import check_targets_of
+from robolearn.cli.compose import compose, parse
 from robolearn.config import conf_dir
 from robolearn.demonstrators import Demonstrator
 from robolearn.errors import UserError
@@ -48,10 +48,12 @@ def main() -> int:
 
 def check(name: str, options: list[str], seeds: range, strip: Path | None) -> int:
     """Run the episodes and print what was seen."""
-    env = open_env(name, images=strip is not None)
-    node = OmegaConf.load(conf_dir() / "demonstrator" / f"{name}.yaml")
-    node = OmegaConf.merge(node, OmegaConf.from_dotlist(options))
-    demonstrator: Demonstrator = instantiate(node)(env)
+    images = [] if strip else ["env.obs_type=state", "env.render_mode=null"]
+    argv = [f"env={name}", "out=none", *images, *(f"demonstrator.{option}" for option in options)]
+    (job,) = compose(parse(argv, "collect"), "collect")
+    check_targets_of(job)
+    env = build("env", job.cfg).make(1).envs[0]
+    demonstrator: Demonstrator = build("demonstrator", job.cfg)(env)
     steps, seconds, jumps, failed = [], [], [], []
     for seed in tqdm(seeds, unit="episode", disable=None):
         start = time.perf_counter()
@@ -74,14 +76,6 @@ def check(name: str, options: list[str], seeds: range, strip: Path | None) -> in
     print(f"seconds    mean {np.mean(seconds):.2f}, largest {max(seconds):.2f}")
     print(f"largest change of an action: {np.array2string(np.max(jumps, axis=0), precision=3, max_line_width=100)}")
     return 0 if rate >= 0.95 else 1
-
-
-def open_env(name: str, images: bool) -> gym.Env:
-    """The environment of a name in conf/env, without images unless wanted."""
-    node: Any = OmegaConf.load(conf_dir() / "env" / f"{name}.yaml").env
-    if not images:
-        node = OmegaConf.merge(node, {"obs_type": "state", "render_mode": None})
-    return instantiate(node).make(1).envs[0]
 
 
 def episode(env: gym.Env, demonstrator: Demonstrator, seed: int) -> Iterator[tuple[np.ndarray, bool]]:

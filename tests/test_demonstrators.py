@@ -1,4 +1,6 @@
+import runpy
 import sys
+from pathlib import Path
 
 import numpy as np
 import processes
@@ -211,3 +213,15 @@ def test_ride_keeps_its_speed_and_arrives():
 def test_demonstrators_start_without_torch():
     code = "import sys, robolearn.demonstrators; sys.exit('torch' in sys.modules)"
     assert processes.run([sys.executable, "-c", code]).returncode == 0
+
+
+SIMULATOR = {"pusht": "pusht", "xarm_lift": "xarm", "aloha_transfer_cube": "aloha", "aloha_insertion": "aloha"}
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=getattr(pytest.mark, of)) for name, of in SIMULATOR.items()])
+def test_each_is_checked_by_its_name(name, capsys):
+    script = runpy.run_path(str(Path(__file__).parents[1] / "scripts/check_demonstrators.py"))
+    assert script["check"](name, [], range(2000, 2001), None) == 0
+    assert "100.0% of 1 episodes" in capsys.readouterr().out
+    with pytest.raises(UserError, match="has no key 'sped'"):
+        script["check"](name, ["sped=3"], range(1), None)

@@ -217,7 +217,7 @@ def _report(out: Path, outcome: Any, cfg: DictConfig) -> None:
     size = sum(file.stat().st_size for file in out.rglob("*") if file.is_file()) / 1e6
     attempts = outcome.episodes + (0 if cfg.keep_failures else outcome.failures)
     kept = "kept too" if cfg.keep_failures else "left out"
-    failed = f"{outcome.failures} of {attempts} attempts failed and were {kept}"
+    failed = f"{outcome.failures} of {attempts} attempts failed and were {kept}" if outcome.failures else "none failed"
     if not outcome.complete:
         print(f"Stopped with {outcome.episodes} of {cfg.episodes} episodes in {out}; the same command goes on.")
         return

@@ -67,7 +67,8 @@ def _verify(arguments: argparse.Namespace) -> int:
         return 1
     meta = read_meta(root)
     frames = sum(episode.length for episode in meta.episodes)
-    print(f"{root} is sound: {len(meta.episodes)} episodes, {frames:,} frames, {len(meta.cameras)} cameras.")
+    cameras = f"{len(meta.cameras)} camera" + "s" * (len(meta.cameras) != 1)
+    print(f"{root} is sound: {len(meta.episodes)} episodes, {frames:,} frames, {cameras}.")
     return 0
 
 
