@@ -43,13 +43,8 @@ def diffusion_of_images() -> tuple[Policy, Batch]:
     return policy, batch(policy, of, SIZE)
 
 
-def tokenizer() -> tuple[Policy, Batch]:
-    policy = vqbet(dropout=0.0)
-    return policy, batch(policy, spec(cameras=1), SIZE)
-
-
-def transformer() -> tuple[Policy, Batch]:
-    policy = vqbet(step=2, dropout=0.0)
+def two_phases() -> tuple[Policy, Batch]:
+    policy = vqbet(dropout=0.0, n_vqvae_training_steps=1)
     return policy, batch(policy, spec(cameras=1), SIZE)
 
 
@@ -65,12 +60,12 @@ def pi0() -> tuple[Policy, Batch]:
 
 
 MADE: dict[str, Callable[[], tuple[Policy, Batch]]] = {
-    made.__name__: made for made in (act, diffusion_of_images, tokenizer, transformer, world_model, pi0)
+    made.__name__: made for made in (act, diffusion_of_images, two_phases, world_model, pi0)
 }
 
 
 def learnt(name: str, ranks: Ranks) -> dict[str, torch.Tensor]:
-    """Gradients, loss and buffers after one loss, of the processes' shares or, if `ranks` is alone, the whole batch."""
+    """Gradients and losses of two updates, and buffers: of the processes' shares or, if `ranks` is alone, of all."""
     policy, whole = MADE[name]()
     policy.train()
     torch.manual_seed(7)
@@ -78,11 +73,15 @@ def learnt(name: str, ranks: Ranks) -> dict[str, torch.Tensor]:
         shares.divide(ranks.rank, ranks.size, CPU)
     own = {key: value.chunk(ranks.size)[ranks.rank] for key, value in whole.items()}
     averaging = ranks.averaging(_Loss(policy))
-    loss, _ = averaging(own)
-    loss.backward()
-    found = {key: p.grad for key, p in policy.named_parameters() if p.grad is not None}
-    buffers = {key: value.clone() for key, value in policy.named_buffers() if value.is_floating_point()}
-    result = {**found, **buffers, "loss": ranks.mean(loss.detach())}
+    result = {}
+    for step in range(2):
+        policy.before_step(step)
+        policy.zero_grad()
+        loss, _ = averaging(own)
+        loss.backward()
+        result[f"loss {step}"] = ranks.mean(loss.detach())
+        result |= {f"{key} {step}": p.grad for key, p in policy.named_parameters() if p.grad is not None}
+    result |= {key: value.clone() for key, value in policy.named_buffers() if value.is_floating_point()}
     shares.unite()
     return result
 
