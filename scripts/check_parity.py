@@ -43,8 +43,16 @@ ABSOLUTE = 1e-5
 # moves a weight by all of it or not at all.
 BFLOAT16, ABSOLUTE_STEP = 300.0, 1e-4
 
-# Draws that the reference makes by another function than we do, of the same meaning and order: TD-MPC's two heads.
-DRAWN_BY = {"numpy.random.choice": "torch.randint"}
+# What a function draws, for we may draw the same by another than the reference, in the same order.
+DRAWS = {
+    "torch.randn": "normal numbers",
+    "torch.randn_like": "normal numbers",
+    "torch.normal": "normal numbers",
+    "torch.rand": "even numbers",
+    "Tensor.uniform_": "even numbers",
+    "torch.randint": "whole numbers",
+    "numpy.random.choice": "whole numbers",  # TD-MPC's two heads
+}
 
 
 class Fixture:
@@ -127,29 +135,30 @@ class Fixture:
     @contextlib.contextmanager
     def replay(self, phase: str) -> Iterator[None]:
         """While open, torch's sampling functions return the draws recorded in this phase, in order."""
-        queue = deque((DRAWN_BY.get(fn, fn), self.drawn[key]) for p, fn, key in self.draws if p == phase)
+        queue = deque((DRAWS.get(fn, fn), self.drawn[key]) for p, fn, key in self.draws if p == phase)
 
         def pop(label: str) -> Tensor:
             if not queue or queue[0][0] != label:
                 raise AssertionError(f"{phase}: drew {label}, recorded is {queue[0][0] if queue else 'no more'}")
             return queue.popleft()[1].clone()
 
-        def replayed(label: str, original: Callable[..., Any]) -> Callable[..., Any]:
-            def draw(*arguments: Any, **options: Any) -> Any:
+        def replayed(label: str, original: Callable[..., Tensor]) -> Callable[..., Tensor]:
+            def draw(*arguments: Any, **options: Any) -> Tensor:
                 value, asked = pop(label), original(*arguments, **options)
-                if tuple(value.shape) != np.shape(asked):
+                # The reference shifts the images of all steps as one batch, we know steps and samples apart.
+                if value.numel() != asked.numel() or value.shape[1:] != asked.shape[asked.dim() - value.dim() + 1 :]:
                     raise AssertionError(
-                        f"{phase}: {label} was asked for {np.shape(asked)}, recorded is {tuple(value.shape)}"
+                        f"{phase}: {label} were asked for {tuple(asked.shape)}, recorded are {tuple(value.shape)}"
                     )
-                return value if isinstance(asked, Tensor) else value.numpy()
+                return value.view(asked.shape).to(asked.dtype)
 
             return draw
 
         with contextlib.ExitStack() as stack:
             for name in ("randn", "randn_like", "randint", "normal", "rand", "randperm"):
-                draw = replayed(f"torch.{name}", getattr(torch, name))
+                draw = replayed(DRAWS.get(f"torch.{name}", f"torch.{name}"), getattr(torch, name))
                 stack.enter_context(_patched(torch, name, draw))
-            uniform = lambda tensor, *a, **k: tensor.copy_(pop("Tensor.uniform_"))  # noqa: E731
+            uniform = lambda tensor, *a, **k: tensor.copy_(pop(DRAWS["Tensor.uniform_"]))  # noqa: E731
             stack.enter_context(_patched(torch.Tensor, "uniform_", uniform))
             index = lambda odds: pop("torch.multinomial").view(odds.shape[:-1])  # noqa: E731
             for module in (planner, vqbet):
