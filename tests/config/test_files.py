@@ -40,6 +40,14 @@ def test_composes_and_fits_its_targets(file: Path) -> None:
         assert "${" not in str(job.cfg)
 
 
+def test_a_sampler_is_checked_with_the_first_of_all_values() -> None:
+    ranges = ["seed=range(3,8)", "batch_size=choice(16,32)", "optimizer.lr=tag(log,interval(1e-5,1e-3))"]
+    ranges.append("+policy.crop_shape=choice([84,84],[90,90])")
+    (job,) = compose(parse(["-m", "hydra/sweeper=optuna", *ranges], "train"), "train")
+    assert (job.cfg.seed, job.cfg.batch_size, job.cfg.optimizer.lr) == (3, 16, 1e-5)
+    assert job.cfg.policy.crop_shape == [84, 84]
+
+
 def test_groups_of_the_help_are_those_that_are_there() -> None:
     folders = {path.name for path in conf_dir().iterdir() if path.is_dir()} - {"demonstrator", "experiment", "hydra"}
     assert folders == set(GROUPS)

@@ -212,7 +212,8 @@ class Launcher:
 def _first_line(error: Any) -> str:
     """What ended a run, as its status says it."""
     lines = str(error).strip().splitlines() or [""]
-    return lines[0] if isinstance(error, UserError) else f"{type(error).__name__}: {lines[0]}"
+    line = lines[0] if isinstance(error, UserError) else f"{type(error).__name__}: {lines[0]}"
+    return line.rstrip(".")
 
 
 class SlurmLauncher(Launcher, submitit_launcher.SlurmLauncher):

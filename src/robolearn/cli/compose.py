@@ -20,6 +20,7 @@ from hydra.core.config_search_path import SearchPathQuery
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import IntervalSweep, Override
 from hydra.errors import HydraException
 from hydra.types import RunMode
 from hydra.version import setbase
@@ -224,7 +225,7 @@ def _load(hydra: Hydra, sources: Sources, overrides: list[str], mode: RunMode) -
 
 
 def _split(hydra: Hydra, master: DictConfig, sources: Sources, line: CommandLine) -> list[list[str]]:
-    """The overrides of every job of a sweep; of a sweeper that chooses as it goes, only those that stay the same."""
+    """The overrides of every job of a sweep; of one that chooses as it goes one job, with all first values."""
     from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 
     task = [str(text) for text in master.hydra.overrides.task]
@@ -236,7 +237,13 @@ def _split(hydra: Hydra, master: DictConfig, sources: Sources, line: CommandLine
         if sweeper._target_ == BASIC_SWEEPER:
             batches = BasicSweeper.split_arguments(parsed, None)
             return [list(overrides) for batch in batches for overrides in batch]
-    return [[override.input_line or "" for override in parsed if not override.is_sweep_override()]]
+    return [[_first(override) if override.is_sweep_override() else override.input_line or "" for override in parsed]]
+
+
+def _first(override: Override) -> str:
+    value = override.value()
+    text = str(value.start) if isinstance(value, IntervalSweep) else next(override.sweep_string_iterator())
+    return f"{override.get_key_element()}={text}"
 
 
 def _job(cfg: DictConfig, sources: Sources, overrides: list[str], number: int | None) -> Job:
