@@ -139,6 +139,8 @@ CHECKED = {
     "dataset": (["dataset.root=nowhere"], "dataset.root=nowhere: there is no such folder"),
     "optimizer": (["optimizer.lr=-1"], "optimizer: Invalid learning rate: -1"),
     "parameter group": (["+param_groups.backbon.lr=1"], "param_groups.backbon"),
+    "option of a parameter group": (["+param_groups.policy.lrr=1"], "SGD has no option 'lrr' (did you mean 'lr'?)"),
+    "value of a parameter group": (["+param_groups.policy.lr=-1"], "param_groups.policy={'lr': -1}: Invalid learning"),
     "batch size": (["batch_size=0"], "batch_size=0: it must be at least 1"),
     "workers": (["num_workers=-1"], "num_workers=-1: it must be at least 0"),
     "steps": (["offline.steps=-1"], "offline.steps=-1: it must be at least 0"),

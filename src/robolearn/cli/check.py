@@ -265,5 +265,18 @@ def _check_pretrained(cfg: DictConfig, policy: Policy) -> None:
 
 def _check_optimizer(cfg: DictConfig, groups: list[str]) -> None:
     stand_in = {name: [torch.nn.Parameter(torch.zeros(1))] for name in groups}
-    optimizer = build("optimizer", cfg, merge_options(stand_in, plain(cfg)["param_groups"]))
+    options = plain(cfg)["param_groups"]
+    optimizer = build("optimizer", cfg, merge_options(stand_in, options))
+    make = build("optimizer", cfg)
+    for name, own in options.items():  # torch looks at none of a group's options
+        for option in own:
+            if option not in optimizer.defaults:
+                raise UserError(
+                    f"param_groups.{name}.{option}: {type(optimizer).__name__} has no option "
+                    f"'{option}'{hint(option, optimizer.defaults)}."
+                )
+        try:
+            make(stand_in[name], **own)
+        except (TypeError, ValueError) as error:
+            raise UserError(f"param_groups.{name}={own}: {str(error).rstrip('.')}; give another value.") from None
     build("scheduler", cfg, optimizer, num_training_steps=total_steps(cfg))
