@@ -95,14 +95,14 @@ def test_sweep(own: Own) -> None:
 
 def test_a_sweep_that_is_started_again_with_a_larger_grid_keeps_its_runs(own: Own) -> None:
     argv = ["-m", *own(FILES), *SMALL, "hydra.sweep.dir=sweep"]
-    train.main([*argv, "seed=1,2"])
+    train.main([*argv, "seed=1"])
     before = {file: file.stat().st_mtime_ns for file in Path("sweep").glob("*/metrics.jsonl")}
-    train.main([*argv, "seed=0,1,2,3"])
+    train.main([*argv, "seed=0,1,2"])
     assert {file: file.stat().st_mtime_ns for file in before} == before
-    train.main([*argv, "optimizer.lr=0.1,0.2", "seed=2"])
+    train.main([*argv, "optimizer.lr=0.1,0.2", "seed=1"])
     configs = [yaml.safe_load(file.read_text()) for file in Path("sweep").glob("*/config.yaml")]
     found = sorted((config["seed"], config["optimizer"]["lr"]) for config in configs)
-    assert [seed for seed, _ in found] == [0, 1, 2, 2, 2, 3]
+    assert [seed for seed, _ in found] == [0, 1, 1, 1, 2]
 
 
 @pytest.mark.parametrize("given", ["run", "run/checkpoints", "run/checkpoints/last", "run/checkpoints/00000004"])
