@@ -29,7 +29,7 @@ test: setup ## the fast tests
 	$(BIN)/python -m pytest -n 2 --dist worksteal --durations 10 $(ARGS)
 
 test-slow: setup ## the tests that take minutes
-	$(BIN)/python -m pytest -m slow -n 2 --dist loadgroup --durations 10 $(ARGS)
+	$(BIN)/python -m pytest -m slow -n 2 --dist loadfile --durations 10 $(ARGS)
 
 lint: setup ## style and types
 	$(BIN)/ruff check .

@@ -62,7 +62,6 @@ def test_there_are_commands() -> None:
 
 @pytest.mark.slow
 @pytest.mark.pusht
-@pytest.mark.xdist_group("docs")
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_commands_of(page: Path, folder: Path) -> None:
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"

@@ -13,7 +13,7 @@ from test_docs import BLOCK, smaller
 from robolearn.run import status
 from robolearn.sweep import read
 
-pytestmark = [pytest.mark.slow, pytest.mark.pusht, pytest.mark.xdist_group("slurm")]
+pytestmark = [pytest.mark.slow, pytest.mark.pusht]
 
 ROOT = Path(__file__).resolve().parents[2]
 TRAIN = "robolearn-train -m dataset=pusht_keypoints dataset.root=my_keypoints env.obs_type=environment_state_agent_pos"
@@ -53,7 +53,7 @@ REFUSED = {
         "hydra.launcher.partition=gpus: there is no such partition; there are main (the default), low.",
     ),
     "request": ("hydra.launcher.gpus_per_node=9", "SLURM refuses this request (Requested node configuration is not"),
-    "nodes": ("hydra.launcher.nodes=9", "SLURM refuses this request"),
+    "nodes": ("hydra.launcher.nodes=9 batch_size=9", "SLURM refuses this request"),
 }
 
 
