@@ -1,6 +1,8 @@
 """The console scripts as processes: fast answers, completion, status and streams."""
 
+import importlib
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -66,3 +68,17 @@ def test_options_may_stand_among_overrides() -> None:
     done = run("seed=3", "--cfg", "job", "batch_size=7")
     assert "seed: 3\n" in done.stdout
     assert "batch_size: 7\n" in done.stdout
+
+
+@pytest.mark.parametrize("module", ["train", "evaluate", "collect", "sweep", "dataset"])
+def test_ctrl_c_leaves_without_a_traceback(module: str, capsys, monkeypatch) -> None:
+    command = importlib.import_module(f"robolearn.cli.{module}")
+    monkeypatch.setattr(command, "_parser" if module == "dataset" else "parse", interrupt)
+    with pytest.raises(SystemExit) as caught:
+        command.main([])
+    assert caught.value.code == 130
+    assert capsys.readouterr().err == "\nStopped.\n"
+
+
+def interrupt(*args: object) -> None:
+    signal.raise_signal(signal.SIGINT)

@@ -14,7 +14,8 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from robolearn import __version__
-from robolearn.cli.compose import Job, compose, exit_with, parse
+from robolearn.cli.compose import Job, compose, parse
+from robolearn.cli.endings import entry_point, exit_with
 from robolearn.config import conf_dir
 from robolearn.errors import UserError
 
@@ -39,23 +40,21 @@ class PolicyOptions:
     use_async_envs: bool = False
 
 
+@entry_point
 def main(argv: Sequence[str] | None = None) -> None:
-    """The entry point; a mistake of the user's is one sentence on stderr and status 2."""
+    """The entry point."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    try:
-        line = parse(arguments, "collect")
-        if line.args.help:
-            from robolearn.cli import help as texts
+    line = parse(arguments, "collect")
+    if line.args.help:
+        from robolearn.cli import help as texts
 
-            print(texts.collect(line.args.config_dir), end="")
-            return
-        composes = line.args.cfg or line.args.info or not line.shows_only
-        jobs = compose(line, "collect") if composes else []
-        if not line.shows_only:
-            for job in jobs:
-                check(job)
-    except UserError as error:
-        exit_with(error)
+        print(texts.collect(line.args.config_dir), end="")
+        return
+    composes = line.args.cfg or line.args.info or not line.shows_only
+    jobs = compose(line, "collect") if composes else []
+    if not line.shows_only:
+        for job in jobs:
+            check(job)
     sys.argv[1:] = line.argv
     hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="collect")(run_job)()
 

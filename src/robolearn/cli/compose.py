@@ -6,8 +6,6 @@ by Hydra's own loader, and every mistake becomes one sentence.
 
 import argparse
 import copy
-import os
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -268,10 +266,3 @@ def _job(cfg: DictConfig, sources: Sources, overrides: list[str], number: int | 
         launcher: Any = OmegaConf.to_container(cfg.hydra.launcher, resolve=True)
     elsewhere = cfg.hydra.runtime.choices["hydra/launcher"] != "basic"
     return Job(task, folder, overrides, sources, elsewhere, launcher, str(cfg.hydra.sweeper._target_))
-
-
-def exit_with(error: UserError) -> NoReturn:
-    """Print the sentence and end with status 2; of processes that train together the first one prints."""
-    if os.environ.get("RANK", "0") == "0":
-        print(str(error), file=sys.stderr)
-    raise SystemExit(2)

@@ -5,17 +5,16 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from robolearn.cli.endings import entry_point
 from robolearn.errors import UserError
 
 
+@entry_point
 def main(argv: Sequence[str] | None = None) -> None:
     """The entry point; status 0 only for a sound dataset, 1 for one that is not, 2 for a mistake of the user's."""
     arguments = _parser().parse_args(argv)
     try:
         status = arguments.run(arguments)
-    except UserError as error:
-        print(str(error), file=sys.stderr)
-        status = 2
     except BrokenPipeError:  # the reader of a pipe has seen enough
         sys.stderr.close()
         status = 0

@@ -15,7 +15,8 @@ from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from robolearn.cli.compose import CommandLine, Job, compose, exit_with, parse
+from robolearn.cli.compose import CommandLine, Job, compose, parse
+from robolearn.cli.endings import entry_point, exit_with
 from robolearn.config import conf_dir
 from robolearn.errors import UserError
 from robolearn.pretrained import is_lerobots, locate, policy_node, read_run
@@ -25,25 +26,23 @@ log = logging.getLogger(__name__)
 KEPT = ("seed", "device", "use_amp", "amp_dtype", "job_name")
 
 
+@entry_point
 def main(argv: Sequence[str] | None = None) -> None:
-    """The entry point; a mistake of the user's is one sentence on stderr and status 2."""
+    """The entry point."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    try:
-        line = parse(arguments, "evaluate")
-        if line.args.help:
-            from robolearn.cli import help as texts
+    line = parse(arguments, "evaluate")
+    if line.args.help:
+        from robolearn.cli import help as texts
 
-            print(texts.evaluate(line.args.config_dir), end="")
-            return
-        if line.args.shell_completion or line.args.hydra_help:
-            register({})
-        else:
-            register(read_config(_checkpoint(line)))
-            jobs = compose(line, "evaluate")
-            if not line.shows_only:
-                check(jobs)
-    except UserError as error:
-        exit_with(error)
+        print(texts.evaluate(line.args.config_dir), end="")
+        return
+    if line.args.shell_completion or line.args.hydra_help:
+        register({})
+    else:
+        register(read_config(_checkpoint(line)))
+        jobs = compose(line, "evaluate")
+        if not line.shows_only:
+            check(jobs)
     sys.argv[1:] = line.argv
     hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="evaluate")(run_job)()
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from robolearn.cli.compose import exit_with
+from robolearn.cli.endings import entry_point
 from robolearn.config import hint
 from robolearn.errors import UserError
 from robolearn.sweep import Group, Sweep, SweepRun, read
@@ -36,17 +36,15 @@ Options:
 NOTHING = "-"
 
 
+@entry_point
 def main(argv: Sequence[str] | None = None) -> None:
-    """The entry point; a mistake of the user's is one sentence on stderr and status 2."""
-    try:
-        arguments = parse(sys.argv[1:] if argv is None else argv)
-        if arguments.help:
-            print(DESCRIPTION, end="")
-            return
-        sweep = read(arguments.folder, arguments.metric, arguments.minimize)
-        print(report(sweep, arguments), end="")
-    except UserError as error:
-        exit_with(error)
+    """The entry point."""
+    arguments = parse(sys.argv[1:] if argv is None else argv)
+    if arguments.help:
+        print(DESCRIPTION, end="")
+        return
+    sweep = read(arguments.folder, arguments.metric, arguments.minimize)
+    print(report(sweep, arguments), end="")
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:

@@ -13,7 +13,8 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from robolearn.cli.compose import CommandLine, Job, compose, exit_with, naming_runs, parse
+from robolearn.cli.compose import CommandLine, Job, compose, naming_runs, parse
+from robolearn.cli.endings import entry_point, exit_with
 from robolearn.cli.pretrained import take
 from robolearn.config import conf_dir
 from robolearn.errors import UserError
@@ -26,31 +27,29 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
+@entry_point
 def main(argv: Sequence[str] | None = None) -> None:
-    """The entry point; a mistake of the user's is one sentence on stderr and status 2."""
+    """The entry point."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    try:
-        line = parse(arguments, "train")
-        if line.args.help:
-            from robolearn.cli import help as texts
+    line = parse(arguments, "train")
+    if line.args.help:
+        from robolearn.cli import help as texts
 
-            print(texts.train(line.args.config_dir), end="")
-            return
-        if not (line.args.shell_completion or line.args.hydra_help):
-            line = take(line)
-        composes = line.args.cfg or line.args.info or not line.shows_only
-        line = naming_runs(line)
-        jobs = compose(line, "train") if composes else []
-        if not line.shows_only:
-            from robolearn.cli.check import check  # imports torch, which questions need not wait for
-            from robolearn.ranks import Ranks
+        print(texts.train(line.args.config_dir), end="")
+        return
+    if not (line.args.shell_completion or line.args.hydra_help):
+        line = take(line)
+    composes = line.args.cfg or line.args.info or not line.shows_only
+    line = naming_runs(line)
+    jobs = compose(line, "train") if composes else []
+    if not line.shows_only:
+        from robolearn.cli.check import check  # imports torch, which questions need not wait for
+        from robolearn.ranks import Ranks
 
-            ranks = Ranks.here()
-            check_processes(line, ranks.size)
-            check(jobs, ranks)
-            check_sweep(jobs[0])
-    except UserError as error:
-        exit_with(error)
+        ranks = Ranks.here()
+        check_processes(line, ranks.size)
+        check(jobs, ranks)
+        check_sweep(jobs[0])
     sys.argv[1:] = line.argv
     hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="train")(run_job)()
 
