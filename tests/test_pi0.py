@@ -15,6 +15,7 @@ from robolearn.errors import UserError
 from robolearn.policies.pi0 import Pi0Policy
 from robolearn.policies.pi0.attention import ATTENTION
 from robolearn.policies.pi0.gemma import Memory
+from robolearn.policies.pi0.policy import embed_times
 from robolearn.types import Feature, Spec
 
 
@@ -191,6 +192,14 @@ def test_zeros_that_fill_actions_up_are_not_learnt() -> None:
     assert (other[3:] != 0).all()
     assert policy.sample_noise(torch.zeros(2, 4, 16))[..., 3:].eq(0).all()
     assert reference.sample_noise(torch.zeros(2, 4, 16))[..., 3:].ne(0).all()
+
+
+def test_times_are_told_exactly() -> None:
+    time, periods = torch.tensor(0.7319), [4e-3 * 1000 ** (i / 3) for i in range(4)]
+    angles = [2 * math.pi * time.item() / period for period in periods]
+    expected = [f(angle) for f in (math.sin, math.cos) for angle in angles]
+    # In single precision the first angle, of 1,150 radians, is off by 1e-4.
+    assert embed_times(time[None], 8)[0].tolist() == pytest.approx(expected, abs=1e-9)
 
 
 def test_times_are_drawn_as_the_paper_says() -> None:

@@ -162,8 +162,8 @@ class Pi0Policy(Policy):
         self.num_steps, self.use_cache, self.time_sampling = num_steps, use_cache, time_sampling
         self.masks_padding, self.learns_padded_dims = do_mask_loss_for_padding, loss_over_padded_dims
 
-        attention = ATTENTION[attention_implementation]
-        with _default_dtype(DTYPES[dtype]):
+        attention, self.precision = ATTENTION[attention_implementation], DTYPES[dtype]
+        with _default_dtype(self.precision):
             self.paligemma = PaliGemma(vision, language, attention, gradient_checkpointing)
             self.expert = Gemma(expert, attention, gradient_checkpointing)
         self.expert.norm.float()
@@ -173,7 +173,6 @@ class Pi0Policy(Policy):
             nn.Linear(2 * proj_width, proj_width), nn.SiLU(), nn.Linear(proj_width, proj_width)
         )
         self.action_out = nn.Linear(proj_width, max_action_dim)
-        self.register_buffer("frequencies", _frequencies(proj_width // 2), persistent=False)
         self.register_buffer("own_mask", _own_mask(chunk_size), persistent=False)
         self.state_proj.requires_grad_(train_state_proj)
         self.paligemma.requires_grad_(not train_expert_only)
@@ -218,8 +217,9 @@ class Pi0Policy(Policy):
 
         The state's token looks at what is remembered alone, those of actions also at it and at each other.
         """
-        angles = times.unsqueeze(-1) * self.get_buffer("frequencies")
-        time = torch.cat([angles.sin(), angles.cos()], dim=-1).unsqueeze(1).expand(-1, noisy.shape[1], -1)
+        # In the precision that published weights were trained with.
+        time = embed_times(times, self.action_in.out_features).to(self.precision)
+        time = time.unsqueeze(1).expand(-1, noisy.shape[1], -1)
         actions = self.action_time_mlp(torch.cat([self.action_in(noisy), time], dim=-1))
         tokens = torch.cat([self.state_proj(state).unsqueeze(1), actions], dim=1)
         made = self.expert(tokens, memory, self.get_buffer("own_mask"))
@@ -265,10 +265,15 @@ class Pi0Policy(Policy):
             load_paligemma(self.paligemma, self.pretrained_paligemma, self.download)
 
 
-def _frequencies(count: int) -> Tensor:
-    """Angular frequencies of the embedding of times in [0, 1], of periods from 0.004 to 4."""
-    periods = 4e-3 * (4.0 / 4e-3) ** torch.linspace(0, 1, count, dtype=torch.float64)
-    return (2 * math.pi / periods).float()
+def embed_times(times: Tensor, width: int) -> Tensor:
+    """Sines, then cosines, (B, width) of times (B,) in [0, 1], with periods from 0.004 to 4.
+
+    In double precision: angles reach 1,600 radians, of which float32 keeps three digits after the point.
+    """
+    precise = torch.float32 if times.device.type == "mps" else torch.float64  # Apple's GPUs have no other
+    shares = torch.linspace(0, 1, width // 2, dtype=precise, device=times.device)
+    angles = times.to(precise).unsqueeze(-1) * (2 * math.pi / (4e-3 * (4.0 / 4e-3) ** shares))
+    return torch.cat([angles.sin(), angles.cos()], dim=-1)
 
 
 def _own_mask(chunk_size: int) -> Tensor:
