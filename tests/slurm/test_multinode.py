@@ -5,9 +5,12 @@ import os
 import signal
 import subprocess
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from processes import started
 
 from robolearn.run import status
 
@@ -47,20 +50,12 @@ def at_step(sweep: Path, step: int) -> bool:
     return found is not None and (found / "metrics.jsonl").exists() and len(losses(found)) >= step
 
 
-def start(cluster: dict[str, str], folder: Path, command: str) -> subprocess.Popen[str]:
-    pipe = subprocess.PIPE
-    return subprocess.Popen(
-        command, shell=True, cwd=folder, env=cluster, stdout=pipe, stderr=pipe, text=True, start_new_session=True
-    )
-
-
-def ended(launcher: subprocess.Popen[str], seconds: float = 400) -> tuple[int, str]:
-    try:
-        out, err = launcher.communicate(timeout=seconds)
-    finally:
-        if launcher.poll() is None:
-            os.killpg(launcher.pid, signal.SIGKILL)
-    return launcher.returncode, out + err
+@contextmanager
+def launched(cluster: dict[str, str], folder: Path, command: str) -> Iterator[Callable[[], tuple[int, str]]]:
+    """A sweep that runs beside the block; gives what waits for its end and tells its status and its words."""
+    log = folder / "launcher.log"
+    with log.open("wb") as file, started(command, cwd=folder, env=cluster, stdout=file, stderr=file) as launcher:
+        yield lambda: (launcher.wait(400), log.read_text())
 
 
 @pytest.fixture
@@ -76,13 +71,13 @@ def test_a_preempted_run_of_four_processes_learns_what_one_does(
 ) -> None:
     sweep = folder / "sweep"
     command = line(f"robolearn-train -m {NODES} {MODEL} seed=1 offline.steps=60 hydra.sweep.dir={sweep}")
-    launcher = start(cluster, folder, command)
-    until(lambda: at_step(sweep, 5), 200)
-    run = only_run(sweep)
-    assert run is not None
-    job = (status(run) or {})["job"]
-    subprocess.run(["scancel", "--signal=USR2", job], env=cluster, check=True, timeout=30)
-    code, told = ended(launcher)
+    with launched(cluster, folder, command) as end:
+        until(lambda: at_step(sweep, 5), 200)
+        run = only_run(sweep)
+        assert run is not None
+        job = (status(run) or {})["job"]
+        subprocess.run(["scancel", "--signal=USR2", job], env=cluster, check=True, timeout=30)
+        code, told = end()
     assert code == 0, told
     found = status(run) or {}
     assert (found["state"], found["step"]) == ("finished", 60)
@@ -94,12 +89,12 @@ def test_a_preempted_run_of_four_processes_learns_what_one_does(
 def test_a_dead_process_ends_the_job_with_an_error(cluster: dict[str, str], folder: Path) -> None:
     sweep = folder / "sweep"
     command = line(f"robolearn-train -m {NODES} {MODEL} seed=1 offline.steps=100000 hydra.sweep.dir={sweep}")
-    launcher = start(cluster, folder, command)
-    until(lambda: at_step(sweep, 3), 200)
-    run = only_run(sweep)
-    assert run is not None
-    os.kill(process(2, str((status(run) or {})["job"])), signal.SIGKILL)
-    code, told = ended(launcher)
+    with launched(cluster, folder, command) as end:
+        until(lambda: at_step(sweep, 3), 200)
+        run = only_run(sweep)
+        assert run is not None
+        os.kill(process(2, str((status(run) or {})["job"])), signal.SIGKILL)
+        code, told = end()
     assert code == 1
     assert "another of the 4 processes died without a word" in told
     assert (status(run) or {})["state"] == "failed"
