@@ -67,7 +67,7 @@ policy.num_inference_steps=2 dataset=pusht_keypoints env=pusht env.obs_type=envi
 env.episode_length=20 eval.n_episodes=1 eval.batch_size=1 eval.n_videos=0 eval_freq={STEPS} device=cpu batch_size=8
 num_workers=0 log_freq=5 save_freq=20 offline.steps={STEPS} scheduler.num_warmup_steps=5 optimizer.lr={",".join(RATES)}
 hydra/launcher=slurm hydra.launcher.partition=low hydra.launcher.gpus_per_node=0 hydra.launcher.array_parallelism=2
-hydra.launcher.timeout_min=10 hydra.launcher.signal_delay_s=20
+hydra.launcher.timeout_min=10 hydra.launcher.signal_delay_s=20 +hydra.launcher.additional_parameters.exclusive=true
 """
 
 

@@ -2,6 +2,7 @@
 
 import json
 import re
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -74,6 +75,19 @@ def test_a_job_that_cannot_begin_is_told_with_its_log(run, folder: Path) -> None
     assert (failed.state, failed.overrides["seed"]) == ("failed", "1")
     assert failed.log
     assert failed.log.read_text().startswith("no such module")
+
+
+def test_a_job_pre_empted_while_it_starts_goes_on(cluster: dict[str, str], folder: Path) -> None:
+    command = smaller(f"{TRAIN} {CLUSTER} hydra.launcher.partition=low seed=1 hydra.sweep.dir=sweep")
+    log = folder / "log"
+    with log.open("w") as told, processes.started(command, cwd=folder, env=cluster, stdout=told, stderr=told) as sweep:
+        queue = ["squeue", "--noheader", "--partition=low", "--states=RUNNING", "--format=%N"]
+        wait(lambda: subprocess.check_output(queue, env=cluster), 120)
+        node = subprocess.check_output(queue, env=cluster, text=True).strip()
+        other = ["sbatch", "--partition=main", f"--nodelist={node}", "--exclusive", "--output=/dev/null", "--wrap=true"]
+        subprocess.run(other, env=cluster, check=True, stdout=subprocess.DEVNULL)
+        assert sweep.wait(300) == 0, log.read_text()
+    assert read(folder / "sweep").counts() == {"finished": 1}
 
 
 @pytest.mark.timeout(1600)  # minutes on a quiet machine, much longer on a busy one

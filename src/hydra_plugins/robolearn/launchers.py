@@ -6,7 +6,9 @@ apart from one that is slow by asking the queue.
 """
 
 import logging
+import shlex
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -163,6 +165,7 @@ class Launcher:
         if not params.get("gpus_per_node"):
             params.pop("gpus_per_node", None)  # SLURM without GPUs knows no such request
         limits = {f"{self._EXECUTOR}_{key}": params.pop(key) for key in own & set(params)}
+        limits[f"{self._EXECUTOR}_python"] = self._python()
         executor = submitit.AutoExecutor(self.params["submitit_folder"], cluster=self._EXECUTOR, **limits)
         named = {key if key in shared else f"{self._EXECUTOR}_{key}": value for key, value in params.items()}
         executor.update_parameters(**named)
@@ -173,6 +176,10 @@ class Launcher:
             run.job = job
             not_begun.forget(self._sweep, run.folder)
             log.info("#%d as job %s: %s", run.number, job.job_id, run.folder.name)
+
+    def _python(self) -> str:
+        """The shell's words that start a job's Python."""
+        return shlex.quote(sys.executable)
 
     def _leave(self, jobs: list[Any]) -> str:
         """Leave jobs that have not ended; what becomes of them, in words."""
@@ -226,6 +233,13 @@ class SlurmLauncher(Launcher, submitit_launcher.SlurmLauncher):
             super()._submit(runs)
         except (FailedJobError, FailedSubmissionError) as error:
             raise UserError(f"SLURM did not take the sweep: {' '.join(str(error).split())}.") from error
+
+    def _python(self) -> str:
+        from submitit.slurm.slurm import SlurmJobEnvironment
+
+        # Until submitit has loaded what to do its signal would end the job, for good. Ignored, it leaves a job that is
+        # pre-empted this early to SLURM, which ends it when the time of grace is over and queues it again.
+        return f"""sh -c 'trap "" {SlurmJobEnvironment.USR_SIG}; exec "$0" "$@"' {super()._python()}"""
 
     def _adopt(self, runs: list[Run]) -> None:
         from submitit.slurm.slurm import SlurmJob
