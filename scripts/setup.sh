@@ -29,7 +29,13 @@ pinned=()
 # The constraints were tried on this version; elsewhere the ranges of pyproject.toml decide.
 [[ $("$VENV/bin/python" -c 'import sys; print("%d.%d" % sys.version_info[:2])') == 3.11 ]] && pinned=(-c constraints.txt)
 "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check "${pinned[@]}" -e ".[dev]"
-# On Python 3.12 and newer, where its metadata asks for a MuJoCo without wheels; it works with newer ones.
-if "$VENV/bin/python" -c 'import sys, importlib.util as u; sys.exit(sys.version_info < (3, 12) or u.find_spec("gym_xarm") is not None)'; then
-  "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps "gym-xarm>=0.1.1"
-fi
+# What asks for packages without wheels for newer Pythons, but works without them (docs/environments.md).
+apart=$("$VENV/bin/python" - <<'END'
+import importlib.util, sys
+since = {"gym_xarm": (3, 12, "gym-xarm>=0.1.1"), "gym_aloha": (3, 13, "gym-aloha>=0.1.5"), "dm_control": (3, 13, "dm-control==1.0.41")}
+needed = [found for name, found in since.items() if sys.version_info >= found[:2] and not importlib.util.find_spec(name)]
+print(*(requirement for *_, requirement in needed))
+END
+)
+# shellcheck disable=SC2086 # one word for each requirement
+[[ -z $apart ]] || "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps $apart

@@ -255,6 +255,7 @@ def test_a_policy_is_recorded_whatever_the_workers(tmp_path: Path, toy: list[str
 def test_giving_up(tmp_path: Path, toy: list[str]) -> None:
     text = collect(*toy, f"out={tmp_path}/set", "demonstrator.speed=0.0001", "patience=4", status=2)
     assert "4 episodes in a row failed" in text
+    assert not (tmp_path / "set").exists()
 
 
 def test_what_is_wrong_is_told_before_anything_is_written(tmp_path: Path, toy: list[str], capsys) -> None:

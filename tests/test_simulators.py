@@ -353,11 +353,26 @@ def test_a_dataset_of_another_robot_or_obs_type_is_refused():
     assert "observation.state has shape (28,) in the dataset and (4,) in the simulator" in text
 
 
-def test_the_pip_command_for_xarm_fits_this_python(monkeypatch):
-    monkeypatch.setitem(sys.modules, "gym_xarm", None)
-    text = message(lambda: Xarm().spec)
-    wanted = "--no-deps gym-xarm" if sys.version_info >= (3, 12) else "pip install gym-xarm"
-    assert wanted in text
+@pytest.mark.parametrize(
+    ("robot", "package", "since", "apart"),
+    [
+        (Xarm, "gym_xarm", (3, 12), "pip install --no-deps gym-xarm"),
+        (Aloha, "gym_aloha", (3, 13), "pip install --no-deps gym-aloha dm-control==1.0.41"),
+    ],
+    ids=["xarm", "aloha"],
+)
+def test_the_pip_command_fits_this_python(robot, package, since, apart, monkeypatch):
+    monkeypatch.setitem(sys.modules, package, None)
+    wanted = apart if sys.version_info >= since else f"pip install {package.replace('_', '-')}"
+    assert wanted in message(lambda: robot().spec)
+
+
+@pytest.mark.parametrize("robot", [pytest.param("Aloha", marks=TWO_ARMS), pytest.param("Xarm", marks=LIFT)])
+def test_a_process_that_leaves_its_simulator_open_ends_quietly(robot):
+    code = f"from robolearn.envs import {robot}; env = {robot}().make(1); env.reset(seed=[0])"
+    done = processes.run([sys.executable, "-c", code])
+    assert done.returncode == 0
+    assert "Error" not in done.stderr
 
 
 @LIFT

@@ -3,7 +3,7 @@
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -59,10 +59,13 @@ class Outcome:
 def folder_of_its_own(out: Path, recipe: Mapping[str, Any]) -> Iterator[None]:
     """The folder of a dataset that this recipe makes, new or to be continued; locked while open.
 
+    A new one in which nothing was written is removed again.
+
     Raises:
         UserError: It holds something else, or another process works in it.
     """
     check_folder(out, recipe)
+    new = not out.exists()
     out.mkdir(parents=True, exist_ok=True)
     lock = filelock.FileLock(out / ".lock")
     try:
@@ -74,6 +77,9 @@ def folder_of_its_own(out: Path, recipe: Mapping[str, Any]) -> Iterator[None]:
     finally:
         lock.release()
         (out / ".lock").unlink(missing_ok=True)
+        if new:
+            with suppress(OSError):
+                out.rmdir()
 
 
 def check_folder(out: Path, recipe: Mapping[str, Any]) -> None:

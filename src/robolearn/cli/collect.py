@@ -220,7 +220,8 @@ def _report(out: Path, outcome: Any, cfg: DictConfig) -> None:
     if not outcome.complete:
         print(f"Stopped with {outcome.episodes} of {cfg.episodes} episodes in {out}; the same command goes on.")
         return
-    print(f"{outcome.episodes} episodes, {outcome.frames:,} frames, {size:.1f} MB in {out}; {failed}.")
+    episodes = f"{outcome.episodes} episode" + "s" * (outcome.episodes != 1)
+    print(f"{episodes}, {outcome.frames:,} frames, {size:.1f} MB in {out}; {failed}.")
     print(f"Train on them with robolearn-train dataset.root={out}, look at them with robolearn-dataset show {out}.")
 
 

@@ -28,9 +28,11 @@ SYSTEM_PACKAGES = {
 
 PIP = {"gymnasium_robotics": "gymnasium-robotics"}
 """What to give ``pip install``, where it is not the import's name with dashes."""
+# Their metadata asks for what has no wheels for these Pythons, MuJoCo 2 and labmaze, but they work without it.
 if sys.version_info >= (3, 12):
-    # Its metadata asks for MuJoCo below 3, which has no wheels for this Python, but it works with MuJoCo 3.
     PIP["gym_xarm"] = "--no-deps gym-xarm"
+if sys.version_info >= (3, 13):
+    PIP["gym_aloha"] = PIP["dm_control"] = "--no-deps gym-aloha dm-control==1.0.41"
 
 
 def import_package(package: str | None, environ: Mapping[str, str]) -> None:

@@ -31,9 +31,7 @@ class Cameras:
         self._model = model
         self._renderers: dict[tuple[int, int], Any] = {}
         _every.add(self)
-        # Anew for each, to run before whatever was imported in between (dm_control) ends the display for all.
-        atexit.unregister(_close_all)
-        atexit.register(_close_all)
+        _close_before_others()
         if quality == "fast":
             model.vis.quality.shadowsize = 0
             model.vis.quality.offsamples = 0
@@ -71,6 +69,7 @@ class Cameras:
             renderer = mujoco.Renderer(self._model, height, width)
         except Exception as error:  # each backend has its own exceptions
             raise UserError(no_display(error)) from error
+        _close_before_others()
         self._renderers[width, height] = renderer
         return renderer
 
@@ -82,6 +81,12 @@ def _free(renderer: Any) -> None:
     renderer._mjr_context.free()
     renderer._gl_context.free()
     renderer._gl_context = renderer._mjr_context = None
+
+
+def _close_before_others() -> None:
+    """Have all contexts freed before whoever came in between, dm_control or MuJoCo 3, ends the display at exit."""
+    atexit.unregister(_close_all)
+    atexit.register(_close_all)
 
 
 def _close_all() -> None:
