@@ -10,6 +10,8 @@ import pytest
 import torch
 import torchvision
 from synthetic import write_dataset
+from test_pi0_end_to_end import TINY
+from toys_pi0 import write_tokenizer
 
 # Python imports it at its start; what does not lead out of this machine may pass.
 BLOCKED = """
@@ -75,10 +77,12 @@ def test_training_and_evaluation_need_no_network(tmp_path: Path, blocked: dict[s
     torch.save(torchvision.models.resnet18(weights=None).state_dict(), tmp_path / "resnet18.pth")
     small = "env=pusht env.episode_length=3 eval.n_episodes=1 eval.batch_size=1 device=cpu batch_size=2 num_workers=0"
     small += " offline.steps=2 eval_freq=2 save_freq=2 log_freq=1 dataset.root=data"
-    small += " policy.pretrained_backbone_weights=resnet18.pth"
+    weights = "policy.pretrained_backbone_weights=resnet18.pth"
     act = "policy=act policy.dim_model=32 policy.n_heads=2 policy.dim_feedforward=32 policy.chunk_size=10"
     diffusion = "policy=diffusion policy.down_dims=[8,16] policy.num_inference_steps=2 policy.use_group_norm=false"
-    for name, options in {"act": f"{act} policy.n_action_steps=5", "diffusion": diffusion}.items():
+    pi0 = " ".join([*TINY, f"policy.tokenizer={write_tokenizer(tmp_path / 'tokenizer')}"])
+    policies = {"act": f"{act} policy.n_action_steps=5 {weights}", "diffusion": f"{diffusion} {weights}", "pi0": pi0}
+    for name, options in policies.items():
         argv = [*options.split(), *small.split(), f"output_dir={name}"]
         done = run(tmp_path, blocked, "-m", "robolearn.cli.train", *argv)
         assert done.returncode == 0, done.stderr
