@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import av
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -89,13 +90,27 @@ def broken(folder: Path, what: str) -> list[str]:
         video = folder / "videos/observation.image/chunk-000/file-000.mp4"
         video.write_bytes(video.read_bytes()[:-2000])
         return [str(video), "truncated"]
+    if what == "cut":  # its index stands first, so that what is left can be decoded
+        video = folder / "videos/observation.image/chunk-000/file-000.mp4"
+        with (
+            av.open(str(video)) as old,
+            av.open(str(folder / "new.mp4"), "w", options={"movflags": "faststart"}) as new,
+        ):
+            stream = new.add_stream_from_template(old.streams.video[0])
+            for packet in old.demux(video=0):
+                if packet.dts is not None:
+                    packet.stream = stream
+                    new.mux(packet)
+        content = (folder / "new.mp4").read_bytes()
+        video.write_bytes(content[: len(content) * 2 // 3])
+        return [str(video), "episode 2", "truncated"]
     if what == "missing":
         (folder / "videos/observation.image/chunk-000/file-000.mp4").unlink()
         return ["file-000.mp4", "is missing"]
     raise ValueError(what)
 
 
-KINDS = ["nan", "timestamp", "task", "index", "value", "total", "place", "image stats", "truncated", "missing"]
+KINDS = ["nan", "timestamp", "task", "index", "value", "total", "place", "image stats", "truncated", "cut", "missing"]
 
 
 @pytest.mark.parametrize("what", KINDS)
@@ -107,6 +122,14 @@ def test_a_fault_is_named_with_its_place(tmp_path: Path, capsys, what: str) -> N
     status, text = run(capsys, "verify", folder)
     assert status == 1
     assert "is not sound" in text
+
+
+def test_no_dataset_at_all(tmp_path: Path, capsys) -> None:
+    status, text = run(capsys, "verify", tmp_path / "nowhere")
+    assert status == 2
+    assert text == f"{tmp_path / 'nowhere'} is no folder: name one that holds a LeRobot dataset.\n"
+    status, text = run(capsys, "verify", tmp_path)
+    assert (status, f"{tmp_path} holds no meta/info.json" in text) == (2, True)
 
 
 def test_every_fault_is_told(tmp_path: Path) -> None:

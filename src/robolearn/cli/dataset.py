@@ -47,6 +47,8 @@ def _parser() -> argparse.ArgumentParser:
 def _root(arguments: argparse.Namespace) -> Path:
     from robolearn.data.source import find_root
 
+    if not arguments.folder.is_dir():
+        raise UserError(f"{arguments.folder} is no folder: name one that holds a LeRobot dataset.")
     try:
         return find_root(None, str(arguments.folder), None, download=False)
     except UserError as error:

@@ -223,7 +223,7 @@ def _camera(meta: Meta, key: str, episodes: list[_Episode], tolerance_s: float) 
         if _decode(meta, key, members, tolerance_s, histogram) is None:
             continue
         sound = False
-        texts = (_decode(meta, key, [each], tolerance_s, _Histogram(1)) for each in members)
+        texts = (_decode(meta, key, [each], tolerance_s, lambda row, picture: None) for each in members)
         yield from (text for text in dict.fromkeys(texts) if text)
     if not sound or len(episodes) < len(meta.episodes):
         return
