@@ -50,6 +50,13 @@ def test_a_refusal_is_one_sentence(command) -> None:
     assert "gpus_per_node=1, mem_gb=8" in text
 
 
+def test_a_controller_that_does_not_answer_is_told(command) -> None:
+    for name in ("sbatch", "sinfo"):
+        command(name, "echo 'allocation failure: Unable to contact slurm controller' >&2; exit 1")
+    with pytest.raises(UserError, match=r"SLURM does not answer \(Unable to contact slurm controller\); try again"):
+        cluster.check_request(LAUNCHER)
+
+
 def test_no_slurm_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "/nowhere")
     with pytest.raises(UserError, match="hydra/launcher=local"):

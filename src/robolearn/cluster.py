@@ -41,7 +41,8 @@ def check_request(launcher: Mapping[str, object]) -> None:
         launcher: Keys of the launcher's file.
 
     Raises:
-        UserError: There is no SLURM here, no such partition, or no node that has what is asked for.
+        UserError: There is no SLURM here or it does not answer, no such partition, or no node that has what is asked
+            for.
     """
     if not is_here():
         raise UserError(
@@ -56,6 +57,11 @@ def check_request(launcher: Mapping[str, object]) -> None:
         done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S)
     except (OSError, subprocess.TimeoutExpired):
         return  # a slow controller is no mistake of the user's; submitting will tell
+    if done.returncode and not there:
+        raise UserError(
+            f"hydra/launcher: SLURM does not answer ({_reason(done.stderr)}); try again later, or run the jobs on this "
+            "machine with hydra/launcher=local."
+        )
     if done.returncode:
         raise UserError(f"hydra/launcher: SLURM refuses this request ({_reason(done.stderr)}): {_asked(launcher)}.")
 
