@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hydra_plugins.robolearn.launchers import SlurmLauncher
 
 from robolearn import cluster
 from robolearn.errors import UserError
@@ -71,6 +72,16 @@ def test_the_queue(command) -> None:
     assert cluster.queued() == {}
     command("squeue", "exit 1")
     assert cluster.queued() is None
+
+
+def test_a_grid_larger_than_an_array_is_submitted_as_there_is_room(command) -> None:
+    command("scontrol", "printf 'MaxArraySize            = 1000\nMaxDBDMsgs = 5\n'")
+    launcher = SlurmLauncher(array_parallelism=4)
+    assert launcher._room(waiting=20, at_work=0) == 20
+    assert launcher._room(waiting=1200, at_work=0) == 1000
+    assert [launcher._room(waiting=200, at_work=number) for number in (1000, 4, 3, 1)] == [0, 0, 1, 3]
+    command("scontrol", "exit 1")
+    assert cluster.largest_array() == 1001
 
 
 def test_the_job_of_this_process(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -34,6 +34,12 @@ def partitions() -> list[str]:
     return [name.rstrip("*") for name in sorted(set(told), key=lambda name: (not name.endswith("*"), name))]
 
 
+def largest_array() -> int:
+    """How many jobs an array may have; SLURM's default where it does not say."""
+    found = re.search(r"MaxArraySize *= *(\d+)", _ask("scontrol", "show", "config") or "")
+    return max(1, int(found[1])) if found else 1001
+
+
 def check_request(launcher: Mapping[str, object]) -> None:
     """Ask SLURM whether it would take a job, without submitting one.
 

@@ -24,6 +24,7 @@ from hydra_plugins.hydra_submitit_launcher.config import BaseQueueConf, LocalQue
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from robolearn import cluster, not_begun
+from robolearn.cli.endings import exit_with
 from robolearn.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -77,7 +78,8 @@ class Launcher:
         """Bring every run to its end, and give their results in order.
 
         Raises:
-            SystemExit: Runs did not end well and the sweep is a plain grid; they were told one by one. Or Ctrl-C.
+            SystemExit: Runs did not end well and the sweep is a plain grid; they were told one by one. Or the jobs were
+                not taken, or Ctrl-C.
         """
         runs = self._runs(job_overrides, initial_job_idx)
         folder = self._sweep
@@ -89,6 +91,8 @@ class Launcher:
         log.info("%s: %d runs, %d of them finished and %d at work before.", folder, len(runs), done, adopted)
         try:
             self._wait(left)
+        except UserError as error:
+            exit_with(error)
         except KeyboardInterrupt:
             jobs = self._leave([run.job for run in left if run.job is not None and run.result is None])
             log.warning("Stopped; %s. The same command with hydra.sweep.dir=%s goes on from there.", jobs, folder)
@@ -187,7 +191,7 @@ class Launcher:
 
     def _room(self, waiting: int, at_work: int) -> int:
         """How many jobs to submit now."""
-        return waiting
+        raise NotImplementedError
 
     def _alive(self) -> Callable[[Any], bool]:
         raise NotImplementedError
@@ -233,6 +237,12 @@ class SlurmLauncher(Launcher, submitit_launcher.SlurmLauncher):
             super()._submit(runs)
         except (FailedJobError, FailedSubmissionError) as error:
             raise UserError(f"SLURM did not take the sweep: {' '.join(str(error).split())}.") from error
+
+    def _room(self, waiting: int, at_work: int) -> int:
+        if not at_work:
+            return min(waiting, cluster.largest_array())
+        # Each array has a limit of its own; what another one leaves of it is one's room.
+        return max(0, min(waiting, self.params["array_parallelism"] - at_work))
 
     def _python(self) -> str:
         from submitit.slurm.slurm import SlurmJobEnvironment
