@@ -8,7 +8,7 @@ from toys_policy import ACTION_DIM, batch, spec
 
 from robolearn.errors import UserError
 from robolearn.policies.gpt import Gpt
-from robolearn.policies.residual_vq import Codebook
+from robolearn.policies.residual_vq import Codebook, draw
 from robolearn.policies.vqbet import VqbetPolicy
 from robolearn.types import Batch, Spec, Window
 
@@ -239,3 +239,13 @@ def test_learns_a_single_action() -> None:
     with torch.inference_mode():
         actions = policy.eval().act(observed(policy))
     assert (actions - 0.4).abs().max() < 0.1
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+def test_codes_are_those_that_torch_would_draw(transposed: bool) -> None:
+    odds = torch.rand(4, 6).softmax(-1)
+    odds = odds.T.contiguous().T if transposed else odds
+    torch.manual_seed(1)
+    expected = torch.multinomial(odds, 1).squeeze(-1)
+    torch.manual_seed(1)
+    assert torch.equal(draw(odds), expected)

@@ -83,11 +83,14 @@ def rand(shape: Sequence[int], device: torch.device, dim: int | None = 0) -> Ten
     return _draw(_share, shape, torch.empty(0, device=device), Tensor.uniform_, dim)
 
 
-def exponential(shape: Sequence[int], device: torch.device, dim: int = 0) -> Tensor:
-    """Numbers of an exponential distribution of mean 1, samples along `dim`."""
+def exponential(like: Tensor, dim: int = 0) -> Tensor:
+    """Numbers of an exponential distribution of mean 1 as a tensor has them, samples along `dim`.
+
+    Alone they are drawn in the order of its memory, as `torch.multinomial` does.
+    """
     if _share is None:
-        return torch.empty(shape, device=device).exponential_()
-    return _draw(_share, shape, torch.empty(0, device=device), Tensor.exponential_, dim)
+        return torch.empty_like(like).exponential_()
+    return _draw(_share, like.shape, like.new_empty(0), Tensor.exponential_, dim)
 
 
 def randint(high: int, shape: Sequence[int], device: torch.device, dim: int | None = 0) -> Tensor:

@@ -148,7 +148,7 @@ def one_hot(indices: Tensor, size: int) -> Tensor:
 
 def draw(odds: Tensor) -> Tensor:
     """One index (*) of each distribution (*, C), the same as torch.multinomial draws, which waits for the device."""
-    return (odds / shares.exponential(odds.shape, odds.device)).argmax(-1)
+    return (odds / shares.exponential(odds)).argmax(-1)
 
 
 def _mlp(in_features: int, hidden: int, out_features: int) -> nn.Sequential:
