@@ -286,7 +286,8 @@ def _stamp(folder: Path) -> int:
 
 
 def _show(folder: Path) -> None:
-    subprocess.run([sys.executable, "-m", "robolearn.cli.sweep", str(folder)], check=True)
+    command = [sys.executable, "-m", "robolearn.cli.sweep", str(folder), "--metric", "avg_sum_reward"]
+    subprocess.run(command, check=True)
     sys.stdout.flush()
 
 

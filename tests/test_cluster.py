@@ -4,8 +4,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hydra_plugins.robolearn.launchers import SlurmLauncher
 
+from hydra_plugins.robolearn.launchers import SlurmLauncher
 from robolearn import cluster
 from robolearn.errors import UserError
 

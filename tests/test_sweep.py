@@ -93,6 +93,12 @@ def test_a_row_tells_step_remaining_time_last_and_best(tmp_path: Path) -> None:
     assert read(tmp_path, minimize=True).runs[0].best == 0.2
 
 
+def test_a_run_that_was_killed_came_as_far_as_it_logged(tmp_path: Path, queue: dict) -> None:
+    write_run(tmp_path, 1, values=(0.2, 0.6), state="running", step=0, time=SILENT)
+    (run,) = read(tmp_path).runs
+    assert (run.state, run.step) == ("lost", 20)
+
+
 def test_runs_are_joined_over_seeds(tmp_path: Path) -> None:
     for seed, values in enumerate([(0.5,), (0.6,), (0.7,)]):
         write_run(tmp_path, seed, 1e-3, values)

@@ -139,7 +139,7 @@ def read(folder: Path, metric: str | None = None, minimize: bool = False) -> Swe
     _check_metric(metric, lines.values())
     queue = cluster.queued() if cluster.is_here() else None
     sign = 1 if minimize else -1
-    runs = [_run(path, _values(lines[path], metric), sign, queue) for path in folders]
+    runs = [_run(path, lines[path], metric, sign, queue) for path in folders]
     begun = [run.overrides for run in runs]
     runs += [run for run in _died_before(folder) if run.overrides not in begun]
     begun = [run.overrides for run in runs]
@@ -189,9 +189,14 @@ def curve(folder: Path, metric: str, points: int = 200) -> list[tuple[int, float
     return [*values[:-1:every], *values[-1:]]
 
 
-def _run(folder: Path, values: list[tuple[int, float]], sign: int, queue: Mapping[str, str] | None) -> SweepRun:
+def _run(
+    folder: Path, lines: Sequence[Mapping[str, Any]], metric: str, sign: int, queue: Mapping[str, str] | None
+) -> SweepRun:
+    values = _values(lines, metric)
     found = status(folder) or {}
     state = _state(found, queue)
+    # The status is renewed every ten seconds; a run that was killed before may have logged more.
+    step = max(known) if (known := [each["step"] for each in (found, *lines[-1:]) if "step" in each]) else None
     error, log = None, None
     if state in ("failed", "lost"):
         error = found.get("error") or "died without a word: its status is no longer renewed"
@@ -201,7 +206,7 @@ def _run(folder: Path, values: list[tuple[int, float]], sign: int, queue: Mappin
         folder,
         _overrides(folder),
         state,
-        found.get("step"),
+        step,
         found.get("steps"),
         _eta(found) if state == "running" else None,
         values[-1][1] if values else None,
