@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +57,16 @@ def test_every_policy_learns_from_shares_what_it_learns_from_the_whole_batch(tmp
 def test_one_process_and_four_come_to_the_same(keys: list[str], tmp_path: Path) -> None:
     one, four = tmp_path / "one", tmp_path / "four"
     run("train", *keys, f"output_dir={one}")
-    command = ["torchrun", "--standalone", "--nproc-per-node=4", "-m", "robolearn.cli.train", *keys]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node=4",
+        "-m",
+        "robolearn.cli.train",
+        *keys,
+    ]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run([*command, f"output_dir={four}"], env=environment, capture_output=True, timeout=300)
     assert done.returncode == 0, done.stderr.decode()
