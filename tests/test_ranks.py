@@ -4,11 +4,11 @@ import json
 import os
 import re
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import processes
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -67,9 +67,8 @@ def test_one_process_and_four_come_to_the_same(keys: list[str], tmp_path: Path) 
         "robolearn.cli.train",
         *keys,
     ]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run([*command, f"output_dir={four}"], env=environment, capture_output=True, timeout=300)
-    assert done.returncode == 0, done.stderr.decode()
+    done = processes.run([*command, f"output_dir={four}"], env=os.environ | {"OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stderr
     assert len(metrics(four)) == 6
     for alone, shared in zip(metrics(one), metrics(four), strict=True):
         assert shared["train/loss"] == pytest.approx(alone["train/loss"], rel=1e-5)
