@@ -26,13 +26,13 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, open_dict
 
 from robolearn.agent import Agent
-from robolearn.cli.build import build, build_policy
-from robolearn.cli.devices import pick_device, use_fast_kernels
-from robolearn.config import conf_dir
-from robolearn.envs.simulator import Simulator
-from robolearn.evaluate import seeded
+from robolearn.config.build import build, build_policy
+from robolearn.config.devices import pick_device, use_fast_kernels
+from robolearn.envs.factory import Simulator
 from robolearn.normalize import Normalizer
-from robolearn.rollout import Observation, rollout
+from robolearn.rollouts.evaluation import seeded
+from robolearn.rollouts.rollout import Observation, rollout
+from robolearn.system.paths import conf_dir
 from robolearn.types import Feature, Spec
 
 OWN = {

@@ -13,7 +13,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from robolearn.overrides import run_name
+from robolearn.config.run_name import run_name
 
 
 def main() -> None:

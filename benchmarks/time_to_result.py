@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from robolearn.evaluate import wilson_interval
+from robolearn.rollouts.evaluation import wilson_interval
 
 OWN = {"experiment": "diffusion_pusht_fast", "seeds": "0,1,2", "out": "outputs/time_to_result"}
 """The benchmark's own keys."""

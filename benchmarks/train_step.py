@@ -28,13 +28,13 @@ from omegaconf import DictConfig
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from robolearn.cli.build import build, build_policy, plain
-from robolearn.cli.devices import pick_device
-from robolearn.config import conf_dir
+from robolearn.config.build import build, build_policy, plain
+from robolearn.config.devices import pick_device
 from robolearn.data import BatchSampler, Loader
 from robolearn.normalize import Normalizer
-from robolearn.optim import merge_options
+from robolearn.system.paths import conf_dir
 from robolearn.trainer import Cadence, Trainer
+from robolearn.training.optim import merge_options
 from robolearn.types import Batch, Feature, Spec, Window
 
 OWN = {"batch_size": "64", "variants": "loader,eager,fast", "steps": "200", "robot": "", "profile": "0", "frames": ""}

@@ -23,12 +23,12 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from robolearn.cli.build import build
-from robolearn.cli.check import check_targets_of
-from robolearn.cli.compose import compose, parse
-from robolearn.config import conf_dir
-from robolearn.demonstrators import Demonstrator
+from robolearn.collecting.experts import Demonstrator
+from robolearn.config.build import build
+from robolearn.config.compose import compose, parse
+from robolearn.config.preflight import check_targets_of
 from robolearn.errors import UserError
+from robolearn.system.paths import conf_dir
 
 
 def main() -> int:

@@ -24,14 +24,16 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from robolearn import lerobot, optim
 from robolearn.agent import Agent
+from robolearn.checkpoints.lerobot import weights
 from robolearn.normalize import Normalizer
-from robolearn.policies import planner, vqbet
+from robolearn.policies import vqbet
 from robolearn.policies.base import Policy
-from robolearn.policies.gpt import Attention
+from robolearn.policies.nn.gpt import Attention
 from robolearn.policies.pi0 import Pi0Policy
-from robolearn.policies.pi0.policy import EXPERT, LANGUAGE, VISION
+from robolearn.policies.pi0.pi0 import EXPERT, LANGUAGE, VISION
+from robolearn.policies.tdmpc import planner
+from robolearn.training import optim
 from robolearn.types import Batch
 
 # Relative tolerances. Adam turns rounding noise into steps, so errors grow from update to update.
@@ -239,10 +241,10 @@ def check(fixture: Fixture) -> Worst:
 
 def build(fixture: Fixture) -> tuple[Policy, Normalizer]:
     """The policy of a fixture with the weights of its rule."""
-    policy, normalizer = lerobot.build(fixture.config)
+    policy, normalizer = weights.build(fixture.config)
     if isinstance(policy, Pi0Policy):
         policy.tokenizer = fixture.tokens
-    to_ours = lerobot.rename(fixture.config["type"])
+    to_ours = weights.rename(fixture.config["type"])
     owners: dict[str, nn.Module] = {"policy": policy, "normalizer": normalizer}
     filled: dict[str, set[str]] = {"policy": set(), "normalizer": set()}
     for row in fixture.state:
@@ -276,7 +278,7 @@ def batch(fixture: Fixture) -> Batch:
 def gradients(fixture: Fixture, policy: Policy) -> dict[str, Tensor | None]:
     """Gradients by the reference's parameter names."""
     parameters = dict(policy.named_parameters())
-    to_ours = lerobot.rename(fixture.config["type"])
+    to_ours = weights.rename(fixture.config["type"])
     found = {}
     for name in fixture.expected["grad_norms"]:
         place = to_ours(name)
@@ -336,7 +338,7 @@ def check_updates(fixture: Fixture, policy: Policy, normalizer: Normalizer, wors
 
 def check_deltas(fixture: Fixture, policy: Policy, trained: Policy, worst: Worst) -> None:
     """How far the updates moved each parameter; those of zero gradient are moved by rounding noise alone."""
-    to_ours = lerobot.rename(fixture.config["type"])
+    to_ours = weights.rename(fixture.config["type"])
     before, after = policy.state_dict(), trained.state_dict()
     norms = fixture.expected["grad_norms"]
     for name, want in fixture.expected["update_delta_l2"].items():

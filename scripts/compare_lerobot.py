@@ -200,7 +200,7 @@ def ours(folder: Path) -> np.ndarray:
     import torch
 
     from robolearn.agent import Agent
-    from robolearn.cli.build import load_policy
+    from robolearn.config.build import load_policy
 
     policy, normalizer = load_policy(folder, torch.device("cpu"))
     agent = Agent(policy, normalizer, torch.device("cpu"))
@@ -217,9 +217,9 @@ def older(folder: Path, out: Path) -> None:
     import yaml
     from safetensors.torch import load_file, save_file
 
-    from robolearn.config import conf_dir
-    from robolearn.lerobot_config import PREPROCESSOR
+    from robolearn.checkpoints.lerobot.config_json import PREPROCESSOR
     from robolearn.normalize import NEEDS
+    from robolearn.system.paths import conf_dir
 
     out.mkdir()
     config = json.loads((folder / "config.json").read_text())

@@ -13,11 +13,11 @@ from pathlib import Path
 
 import torch
 
-from robolearn.cli.build import load_policy
+from robolearn.checkpoints.lerobot.export import export
+from robolearn.checkpoints.load import Start
+from robolearn.checkpoints.locate import locate
+from robolearn.config.build import load_policy
 from robolearn.errors import UserError
-from robolearn.lerobot_export import export
-from robolearn.pretrained import locate
-from robolearn.start import Start
 
 
 def main() -> int:

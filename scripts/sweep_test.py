@@ -27,8 +27,8 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent))
 from kill_test import compare
 
-from robolearn.run import status
-from robolearn.sweep import SweepRun, read
+from robolearn.runs.run import status
+from robolearn.sweeps.report import SweepRun, read
 
 RATES = ("0.0001", "0.0003")
 STEPS, PAUSE_AT, PAUSE_S = 60, 30, 600

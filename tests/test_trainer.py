@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 import torch
+from fakes.training import CPU, Counting, Line, metrics, saved, status, trained, trainer
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from toys_trainer import CPU, Counting, Line, metrics, saved, status, trained, trainer
 
-from robolearn.checkpoint import load_models
+from robolearn.checkpoints.store import load_models
 from robolearn.errors import UserError
 from robolearn.types import Batch
 

@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from robolearn.graph import Captured
 from robolearn.normalize import Normalizer
 from robolearn.policies.base import Policy
+from robolearn.training.cuda_graph import Captured
 from robolearn.types import Batch
 
 

@@ -14,23 +14,30 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from tqdm import tqdm
 
-from robolearn import shares
+from robolearn import rng
 from robolearn.agent import Agent
-from robolearn.checkpoint import Checkpoints, load_models, load_state, load_trained, random_state, set_random_state
-from robolearn.ema import Ema
+from robolearn.checkpoints.load import Start
+from robolearn.checkpoints.store import (
+    Checkpoints,
+    load_models,
+    load_state,
+    load_trained,
+    random_state,
+    set_random_state,
+)
+from robolearn.distributed.world import Ranks
 from robolearn.errors import UserError
-from robolearn.evaluate import Evaluator, Stopped
-from robolearn.graph import Captured, Scalars
-from robolearn.logger import Logger
-from robolearn.meter import Meter
 from robolearn.normalize import Normalizer
-from robolearn.online import Collector
-from robolearn.optim import make_capturable, portable_state
 from robolearn.policies.base import Policy
-from robolearn.ranks import Ranks
-from robolearn.run import Run, flatten
-from robolearn.signals import Interrupts
-from robolearn.start import Start
+from robolearn.rollouts.evaluation import Evaluator, Stopped
+from robolearn.runs.logger import Logger
+from robolearn.runs.run import Run, flatten
+from robolearn.training.cuda_graph import Captured, Scalars
+from robolearn.training.ema import Ema
+from robolearn.training.metrics import Meter
+from robolearn.training.online import Collector
+from robolearn.training.optim import make_capturable, portable_state
+from robolearn.training.signals import Interrupts
 from robolearn.types import Batch
 
 log = logging.getLogger(__name__)
@@ -270,7 +277,7 @@ class Trainer:
         agent = Agent(self.acting().eval(), self.normalizer, self.device, self.amp_dtype, self.told, cuda_graph=graph)
         folder = self.run.folder / "eval" / f"{self.step:08d}"
         try:
-            with shares.alone():
+            with rng.alone():
                 result = self.evaluator(agent, folder, stop=self.interrupted)
         except Stopped:
             return None
@@ -303,7 +310,7 @@ class Trainer:
             "scalars": self.scalars,
             "last_evaluation": self.last_evaluation,
             "random": self.ranks.everyones(random_state()),
-            "shared_random": shares.get_state(),
+            "shared_random": rng.get_state(),
         }
         if self.collector:
             state["online"] = self.collector.state_dict(self.step)
@@ -356,9 +363,9 @@ class Trainer:
     def draw_apart(self, state: Mapping[str, Any] | None = None) -> None:
         """Let processes that train together draw what belongs to their samples, in a resumed run as they did."""
         if self.ranks.size > 1:
-            shares.divide(self.ranks.rank, self.ranks.size, self.device)
+            rng.divide(self.ranks.rank, self.ranks.size, self.device)
         if state:
-            shares.set_state(state["shared_random"], self.device)
+            rng.set_state(state["shared_random"], self.device)
             if 0 < self.ranks.rank < len(state["random"]):
                 set_random_state(state["random"][self.ranks.rank])
 

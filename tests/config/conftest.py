@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from robolearn.cli.compose import Job, compose, parse
+from robolearn.config.compose import Job, compose, parse
 
-HERE = Path(__file__).resolve().parent
+HERE = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture(autouse=True)

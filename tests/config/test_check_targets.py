@@ -6,7 +6,7 @@ from typing import Any, Literal
 import pytest
 import torch
 
-from robolearn.config import check_targets, conforms, describe
+from robolearn.config.validate import check_targets, conforms, describe
 
 Kind = Literal["VISUAL", "STATE"]
 

@@ -7,8 +7,10 @@ import pytest
 from hydra.utils import get_class
 from omegaconf import OmegaConf
 
-from robolearn.cli.compose import compose, parse
-from robolearn.config import GROUPS, check_targets, conf_dir
+from robolearn.config.compose import compose, parse
+from robolearn.config.schema import GROUPS
+from robolearn.config.validate import check_targets
+from robolearn.system.paths import conf_dir
 
 FILES = sorted(file.relative_to(conf_dir()).with_suffix("") for file in conf_dir().rglob("*.yaml"))
 

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from toys import FILES, SMALL
+from fakes.line_env import FILES, SMALL
 
 from robolearn.cli.train import main
 
@@ -130,7 +130,10 @@ CHECKED = {
     "argument not listed": (["env.obs_type=noisy"], "add it with a plus: +env.obs_type=noisy"),
     "argument's list": (["+policy.gains=3"], "Linear takes a list of numbers, not 3"),
     "boolean for a number": (["policy.n_action_steps=true"], "takes a whole number, not true"),
-    "target": (["policy._target_=toys.Linaer"], "cannot be imported: toys has no 'Linaer' (did you mean 'Linear'?)"),
+    "target": (
+        ["policy._target_=fakes.line_env.Linaer"],
+        "cannot be imported: fakes.line_env has no 'Linaer' (did you mean 'Linear'?)",
+    ),
     "module": (["policy._target_=toy.Linear"], "set PYTHONPATH"),
     "target's class": (["policy._target_=collections.OrderedDict", "~policy.n_action_steps"], "policy"),
     "supplied argument": (["+optimizer.params=1"], "SGD gets 'params' from the run, so remove this key"),

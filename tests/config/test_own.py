@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 import yaml
-from toys import FILES, SMALL
+from fakes.line_env import FILES, SMALL
 
 from robolearn.cli import evaluate, train
-from robolearn.run import recorded
+from robolearn.runs.run import recorded
 
 Own = Callable[[dict[str, str]], list[str]]
 
@@ -46,7 +46,7 @@ def test_trains_evaluates_and_records(trained: list[str]) -> None:
     run = Path("run")
     assert json.loads((run / "status.json").read_text())["state"] == "finished"
     config = yaml.safe_load((run / "config.yaml").read_text())
-    assert config["policy"]["_target_"] == "toys.Linear"
+    assert config["policy"]["_target_"] == "fakes.line_env.Linear"
     assert config["output_dir"] == str(run.absolute())
     assert "policy=linear" in json.loads((run / "run.json").read_text())["overrides"]
     assert (run / "checkpoints" / "last" / "model.safetensors").is_file()
@@ -156,14 +156,14 @@ def test_fresh_run_names_the_unfinished_one_of_equal_configuration(own: Own, cap
 
 
 def test_mistake_that_shows_only_when_built(own: Own, capfd: pytest.CaptureFixture[str], monkeypatch) -> None:
-    import toys
+    import fakes.line_env
 
     from robolearn.errors import UserError
 
-    def broken(self: toys.LineDataset, device: object) -> None:
+    def broken(self: fakes.line_env.LineDataset, device: object) -> None:
         raise UserError("The video of episode 3 is cut off.")
 
-    monkeypatch.setattr(toys.LineDataset, "load", broken)
+    monkeypatch.setattr(fakes.line_env.LineDataset, "load", broken)
     options = own(FILES)
     assert fails(train.main, [*options, *SMALL, "output_dir=a"], capfd) == "The video of episode 3 is cut off.\n"
     with pytest.raises(SystemExit):  # Hydra's own end of a sweep; both jobs were tried

@@ -4,14 +4,14 @@ from collections.abc import Callable
 
 import pytest
 
-from robolearn.cli.compose import Job
+from robolearn.config.compose import Job
 
 Composed = Callable[..., list[Job]]
 Own = Callable[[dict[str, str]], list[str]]
 
 PRESET = {
     "policy/mine": "# @package _global_\ndefaults: [{override /optimizer: sgd}]\nuse_ema: true\n"
-    "policy: {_target_: toys.Linear, _partial_: true, n_action_steps: 3}\n",
+    "policy: {_target_: fakes.line_env.Linear, _partial_: true, n_action_steps: 3}\n",
     "experiment/tuned": "# @package _global_\ndefaults: [{override /policy: mine}]\nbatch_size: 5\n"
     "optimizer: {lr: 0.5}\npolicy: {n_action_steps: 7}\nuse_ema: false\n",
     "experiment/adam": "# @package _global_\ndefaults: [{override /policy: mine}, {override /optimizer: adam}]\n",
@@ -19,7 +19,7 @@ PRESET = {
 
 
 def test_group_default(composed: Composed, own: Own) -> None:
-    plain = {"policy/plain": "_target_: toys.Linear\n_partial_: true\n"}
+    plain = {"policy/plain": "_target_: fakes.line_env.Linear\n_partial_: true\n"}
     cfg = composed(*own(plain), "policy=plain")[0].cfg
     assert cfg.optimizer._target_ == "torch.optim.AdamW"
     assert cfg.use_ema is False
@@ -53,11 +53,11 @@ def test_optimizer_on_the_command_line_always_wins(composed: Composed, order: li
 
 
 def test_env_chooses_its_dataset_unless_told_otherwise(composed: Composed, own: Own) -> None:
-    from toys import FILES
+    from fakes.line_env import FILES
 
     options = own(FILES)
-    assert composed(*options, "env=line")[0].cfg.dataset._target_ == "toys.LineDataset"
-    assert composed(*options, "env=line", "dataset=pusht")[0].cfg.dataset._target_ != "toys.LineDataset"
+    assert composed(*options, "env=line")[0].cfg.dataset._target_ == "fakes.line_env.LineDataset"
+    assert composed(*options, "env=line", "dataset=pusht")[0].cfg.dataset._target_ != "fakes.line_env.LineDataset"
 
 
 def test_no_simulator(composed: Composed) -> None:

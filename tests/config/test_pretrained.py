@@ -4,16 +4,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import toys_lerobot
+from fakes import lerobot
 from omegaconf import OmegaConf
 
-from robolearn.cli.compose import Job, compose, parse
-from robolearn.cli.pretrained import take
 from robolearn.cli.train import main
-from robolearn.config import check_targets
+from robolearn.config.compose import Job, compose, parse
+from robolearn.config.pretrained_group import take
+from robolearn.config.validate import check_targets
 
 Composed = Callable[..., list[Job]]
-HERE = Path(__file__).resolve().parent
+HERE = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture
@@ -29,14 +29,14 @@ def published(tmp_path: Path) -> Callable[..., str]:
     """A folder of LeRobot's."""
 
     def write(kind: str, name: str = "published") -> str:
-        return str(toys_lerobot.write(tmp_path / name, toys_lerobot.config(kind)))
+        return str(lerobot.write(tmp_path / name, lerobot.config(kind)))
 
     return write
 
 
-@pytest.mark.parametrize("kind", sorted(toys_lerobot.SMALL))
+@pytest.mark.parametrize("kind", sorted(lerobot.SMALL))
 def test_sizes_and_presets_are_the_checkpoints(published: Callable[..., str], composed: Composed, kind: str) -> None:
-    folder, theirs = published(kind), toys_lerobot.config(kind)
+    folder, theirs = published(kind), lerobot.config(kind)
     (job,) = composed(f"policy.path={folder}")
     assert check_targets(job.cfg) == []
     cfg = job.cfg
@@ -132,7 +132,7 @@ def test_mistakes(
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
 ) -> None:
-    from synthetic import write_dataset
+    from fakes.datasets import write_dataset
 
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     folder = published("diffusion")

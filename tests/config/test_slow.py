@@ -12,14 +12,14 @@ from pathlib import Path
 import processes
 import pytest
 import yaml
-from toys import FILES, SMALL
+from fakes.line_env import FILES, SMALL
 
-from robolearn.run import status
+from robolearn.runs.run import status
 
 pytestmark = pytest.mark.slow
 
-HERE = Path(__file__).resolve().parent
-ROOT = HERE.parents[1]
+HERE = Path(__file__).resolve().parents[1]
+ROOT = HERE.parent
 
 
 def run(*command: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -47,7 +47,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_wheel_outside_the_repository(installed: Path, own: Callable[[dict[str, str]], list[str]]) -> None:
-    where = run(installed / "python", "-c", "from robolearn.config import conf_dir; print(conf_dir())").stdout
+    where = run(installed / "python", "-c", "from robolearn.system.paths import conf_dir; print(conf_dir())").stdout
     assert where.strip().startswith(str(installed.parent.resolve()))
     done = run(installed / "robolearn-train", "--cfg", "job", "--resolve", "+experiment=diffusion_pusht")
     assert done.returncode == 0, done.stderr

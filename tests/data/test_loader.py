@@ -6,7 +6,7 @@ import time
 
 import pytest
 import torch
-from synthetic import write_dataset
+from fakes.datasets import write_dataset
 
 from robolearn.data import BatchSampler, LeRobotDataset, Loader
 from robolearn.errors import UserError

@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 import torch
-from synthetic import read_rows, write_dataset, write_rows, write_video
+from fakes.datasets import read_rows, write_dataset, write_rows, write_video
 
-from robolearn.data import LeRobotDataset, cache
+from robolearn.data import LeRobotDataset
+from robolearn.data.video import frame_cache
 from robolearn.errors import UserError
 from robolearn.types import Window
 
@@ -261,8 +262,8 @@ def test_disk_is_full(new, tmp_path, monkeypatch):
 
 
 def test_disk_is_too_small(new, tmp_path, monkeypatch):
-    usage = cache.shutil.disk_usage(tmp_path)._replace(free=1000)
-    monkeypatch.setattr(cache.shutil, "disk_usage", lambda path: usage)
+    usage = frame_cache.shutil.disk_usage(tmp_path)._replace(free=1000)
+    monkeypatch.setattr(frame_cache.shutil, "disk_usage", lambda path: usage)
     refused(new, tmp_path, "dataset.cache_dir", "MB")
 
 

@@ -8,12 +8,12 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from synthetic import read_rows, write_dataset, write_rows
+from fakes.datasets import read_rows, write_dataset, write_rows
 
 from robolearn.cli.dataset import main
 from robolearn.data import LeRobotDataset
-from robolearn.data.convert import convert
-from robolearn.data.verify import verify
+from robolearn.data.lerobot_format.convert import convert
+from robolearn.data.lerobot_format.verify import verify
 from robolearn.types import Window
 
 

@@ -8,14 +8,15 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from robolearn.data import LeRobotDataset, writer
-from robolearn.data.clips import Clip, Encoder, join
-from robolearn.data.moments import column_stats, image_stats
-from robolearn.data.record import Recorder
-from robolearn.data.stats import aggregate
-from robolearn.data.writer import DatasetWriter
+from robolearn.data import LeRobotDataset
+from robolearn.data.lerobot_format import writer
+from robolearn.data.lerobot_format.episode_stats import column_stats, image_stats
+from robolearn.data.lerobot_format.recorder import Recorder
+from robolearn.data.lerobot_format.stats import aggregate
+from robolearn.data.lerobot_format.writer import DatasetWriter
+from robolearn.data.video.encode import Clip, Encoder, join
 from robolearn.errors import UserError
-from robolearn.rollout import Episode
+from robolearn.rollouts.rollout import Episode
 from robolearn.types import Window
 
 SIZE = 16

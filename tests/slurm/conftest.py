@@ -11,8 +11,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT / "scripts"), str(ROOT / "tests")]
+from fakes.datasets import write_dataset
 from slurm_cluster import Cluster, why_not
-from synthetic import write_dataset
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 

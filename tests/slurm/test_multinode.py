@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from processes import started
 
-from robolearn.run import status
+from robolearn.runs.run import status
 
 pytestmark = [pytest.mark.slow]
 

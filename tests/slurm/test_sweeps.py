@@ -9,10 +9,10 @@ from pathlib import Path
 
 import processes
 import pytest
-from test_docs import BLOCK, smaller
+from project.test_docs import BLOCK, smaller
 
-from robolearn.run import status
-from robolearn.sweep import read
+from robolearn.runs.run import status
+from robolearn.sweeps.report import read
 
 pytestmark = [pytest.mark.slow, pytest.mark.pusht]
 

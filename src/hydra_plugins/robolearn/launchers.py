@@ -23,9 +23,10 @@ from hydra_plugins.hydra_submitit_launcher import submitit_launcher
 from hydra_plugins.hydra_submitit_launcher.config import BaseQueueConf, LocalQueueConf
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from robolearn import cluster, not_begun
-from robolearn.cli.endings import exit_with
+from robolearn.cli.entry import exit_with
 from robolearn.errors import UserError
+from robolearn.sweeps import launch_failures
+from robolearn.system import slurm
 
 log = logging.getLogger(__name__)
 
@@ -121,7 +122,7 @@ class Launcher:
         return list(runs.values())
 
     def _collect_finished(self, runs: list[Run]) -> None:
-        from robolearn.run import is_done, recorded
+        from robolearn.runs.run import is_done, recorded
 
         for run in runs:
             cfg = run.config
@@ -178,7 +179,7 @@ class Launcher:
         call: Any = self
         for run, job in zip(runs, executor.map_array(call, *zip(*calls, strict=True)), strict=True):
             run.job = job
-            not_begun.forget(self._sweep, run.folder)
+            launch_failures.forget(self._sweep, run.folder)
             log.info("#%d as job %s: %s", run.number, job.job_id, run.folder.name)
 
     def _python(self) -> str:
@@ -205,7 +206,7 @@ class Launcher:
         log.error("#%d failed: %s: %s; log: %s", run.number, run.folder.name, error, told)
         if not (run.folder / "status.json").exists():
             # It could not say so itself: imports failed, or the node lacks the environment.
-            not_begun.note(self._sweep, run.folder, run.overrides, error, told)
+            launch_failures.note(self._sweep, run.folder, run.overrides, error, told)
 
     def _sum_up(self, runs: list[Run], folder: Path) -> None:
         if "BasicSweeper" not in str(self.config.hydra.sweeper._target_):
@@ -240,7 +241,7 @@ class SlurmLauncher(Launcher, submitit_launcher.SlurmLauncher):
 
     def _room(self, waiting: int, at_work: int) -> int:
         if not at_work:
-            return min(waiting, cluster.largest_array())
+            return min(waiting, slurm.largest_array())
         # Each array has a limit of its own; what another one leaves of it is one's room.
         return max(0, min(waiting, self.params["array_parallelism"] - at_work))
 
@@ -254,7 +255,7 @@ class SlurmLauncher(Launcher, submitit_launcher.SlurmLauncher):
     def _adopt(self, runs: list[Run]) -> None:
         from submitit.slurm.slurm import SlurmJob
 
-        there = cluster.queued() or {}
+        there = slurm.queued() or {}
         pattern = Path(self.params["submitit_folder"])
         by_overrides = {tuple(run.overrides): run for run in runs}
         for job in self._left(pattern, there, SlurmJob):
@@ -274,7 +275,7 @@ class SlurmLauncher(Launcher, submitit_launcher.SlurmLauncher):
         return f"its jobs go on, unless you scancel {' '.join(arrays)}" if jobs else "it had no jobs in the queue"
 
     def _alive(self) -> Callable[[Any], bool]:
-        there = cluster.queued()
+        there = slurm.queued()
         # A controller that does not answer says nothing about its jobs.
         return lambda job: there is None or job.job_id in there
 

@@ -14,10 +14,10 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from robolearn import __version__
-from robolearn.cli.compose import Job, compose, parse
-from robolearn.cli.endings import entry_point, exit_with
-from robolearn.config import conf_dir
+from robolearn.cli.entry import entry_point, exit_with
+from robolearn.config.compose import Job, compose, parse
 from robolearn.errors import UserError
+from robolearn.system.paths import conf_dir
 
 log = logging.getLogger(__name__)
 
@@ -65,9 +65,9 @@ def check(job: Job) -> None:
     Raises:
         UserError: The first mistake.
     """
-    from robolearn.cli.build import build
-    from robolearn.cli.check import check_one_of, check_targets_of
-    from robolearn.collect import check_folder
+    from robolearn.collecting.collection import check_folder
+    from robolearn.config.build import build
+    from robolearn.config.preflight import check_one_of, check_targets_of
 
     cfg = job.cfg
     check_targets_of(job)
@@ -97,8 +97,8 @@ def make_recorder(cfg: DictConfig, simulator: Any) -> Any:
     Raises:
         UserError: The codec's options can't be right.
     """
-    from robolearn.data.clips import Encoder
-    from robolearn.data.record import Recorder
+    from robolearn.data.lerobot_format.recorder import Recorder
+    from robolearn.data.video.encode import Encoder
 
     task = cfg.instruction or simulator.instruction or simulator.id
     encoder = Encoder(cfg.video_codec, cfg.video_crf) if cfg.video else None
@@ -122,7 +122,7 @@ def check_images(simulator: Any, recorder: Any) -> None:
 
 def make_recipe(cfg: DictConfig, simulator: Any) -> dict[str, Any]:
     """What decides the episodes of a dataset; a folder is continued only with the same."""
-    from robolearn.cli.build import plain
+    from robolearn.config.build import plain
 
     values = plain(cfg)
     installed = {}
@@ -153,10 +153,10 @@ def run_job(cfg: DictConfig) -> None:
 
 
 def _collect(cfg: DictConfig) -> None:
-    from robolearn.cli.build import build
-    from robolearn.collect import RECIPE, Collection, folder_of_its_own
-    from robolearn.data.writer import DatasetWriter
-    from robolearn.signals import Interrupts
+    from robolearn.collecting.collection import RECIPE, Collection, folder_of_its_own
+    from robolearn.config.build import build
+    from robolearn.data.lerobot_format.writer import DatasetWriter
+    from robolearn.training.signals import Interrupts
 
     simulator = build("env", cfg)
     recorder, recipe = make_recorder(cfg, simulator), make_recipe(cfg, simulator)
@@ -181,9 +181,9 @@ def _run(cfg: DictConfig, simulator: Any, recorder: Any, collection: Any, stop: 
     """Collect from the demonstrator, or from the policy."""
     if cfg.policy.path is not None:
         return collection.run(_rollouts(cfg, simulator, recorder), stop)
-    from robolearn.cli.build import build
-    from robolearn.data.video import cpu_count
-    from robolearn.demonstrate import Demonstration, Pool
+    from robolearn.collecting.demonstration import Demonstration, Pool
+    from robolearn.config.build import build
+    from robolearn.data.video.decode import cpu_count
 
     demonstrator = build("demonstrator", cfg)
     demonstration = Demonstration(simulator.opener(), demonstrator, recorder, cfg.action_noise, cfg.keep_failures)
@@ -194,12 +194,12 @@ def _run(cfg: DictConfig, simulator: Any, recorder: Any, collection: Any, stop: 
 
 def _rollouts(cfg: DictConfig, simulator: Any, recorder: Any) -> Any:
     from robolearn.agent import Agent
-    from robolearn.cli.build import load_policy
-    from robolearn.cli.devices import pick_device
-    from robolearn.collect import Rollouts
+    from robolearn.checkpoints.load import Start
+    from robolearn.checkpoints.locate import locate
+    from robolearn.collecting.collection import Rollouts
+    from robolearn.config.build import load_policy
+    from robolearn.config.devices import pick_device
     from robolearn.envs import check_same_spec
-    from robolearn.pretrained import locate
-    from robolearn.start import Start
 
     device = pick_device(cfg.device)
     folder = locate("policy.path", cfg.policy.path)

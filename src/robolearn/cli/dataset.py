@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from robolearn.cli.endings import entry_point
+from robolearn.cli.entry import entry_point
 from robolearn.errors import UserError
 
 
@@ -45,7 +45,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _root(arguments: argparse.Namespace) -> Path:
-    from robolearn.data.source import find_root
+    from robolearn.data.lerobot_format.dataset_root import find_root
 
     if not arguments.folder.is_dir():
         raise UserError(f"{arguments.folder} is no folder: name one that holds a LeRobot dataset.")
@@ -56,8 +56,8 @@ def _root(arguments: argparse.Namespace) -> Path:
 
 
 def _verify(arguments: argparse.Namespace) -> int:
-    from robolearn.data.meta import read_meta
-    from robolearn.data.verify import verify
+    from robolearn.data.lerobot_format.meta import read_meta
+    from robolearn.data.lerobot_format.verify import verify
 
     root = _root(arguments)
     faults = verify(root)
@@ -74,14 +74,14 @@ def _verify(arguments: argparse.Namespace) -> int:
 
 
 def _info(arguments: argparse.Namespace) -> int:
-    from robolearn.data.describe import describe
+    from robolearn.data.inspect.describe import describe
 
     print(describe(_root(arguments)))
     return 0
 
 
 def _convert(arguments: argparse.Namespace) -> int:
-    from robolearn.data.convert import convert
+    from robolearn.data.lerobot_format.convert import convert
 
     convert(_root(arguments), arguments.out, arguments.to)
     print(f"{arguments.out} holds the dataset in format {arguments.to}.")
@@ -89,8 +89,8 @@ def _convert(arguments: argparse.Namespace) -> int:
 
 
 def _show(arguments: argparse.Namespace) -> int:
-    from robolearn.data.show import show
-    from robolearn.files import telling_of_a_full_disk, write_text
+    from robolearn.data.inspect.html_viewer import show
+    from robolearn.system.files import telling_of_a_full_disk, write_text
 
     root = _root(arguments)
     page = show(root, arguments.episode)

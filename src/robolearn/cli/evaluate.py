@@ -15,11 +15,11 @@ from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from robolearn.cli.compose import CommandLine, Job, compose, parse
-from robolearn.cli.endings import entry_point, exit_with
-from robolearn.config import conf_dir
+from robolearn.checkpoints.locate import is_lerobots, locate, policy_node, read_run
+from robolearn.cli.entry import entry_point, exit_with
+from robolearn.config.compose import CommandLine, Job, compose, parse
 from robolearn.errors import UserError
-from robolearn.pretrained import is_lerobots, locate, policy_node, read_run
+from robolearn.system.paths import conf_dir
 
 log = logging.getLogger(__name__)
 
@@ -102,11 +102,11 @@ def check(jobs: Sequence[Job]) -> None:
     """
     import torch
 
-    from robolearn.cli.build import AMP, build, build_policy
-    from robolearn.cli.check import check_one_of, check_targets_of
-    from robolearn.cli.devices import pick_device
+    from robolearn.checkpoints.load import Start
+    from robolearn.config.build import AMP, build, build_policy
+    from robolearn.config.devices import pick_device
+    from robolearn.config.preflight import check_one_of, check_targets_of
     from robolearn.envs import check_same_spec
-    from robolearn.start import Start
 
     for job in jobs:
         cfg = job.cfg
@@ -137,10 +137,10 @@ def run_job(cfg: DictConfig) -> float | None:
 
 def _evaluate(cfg: DictConfig) -> float | None:
     from robolearn.agent import Agent
-    from robolearn.cli.build import AMP, build, load_policy
-    from robolearn.cli.devices import pick_acting_graph, pick_compile, pick_device, use_fast_kernels
-    from robolearn.start import Start
-    from robolearn.tasks import told
+    from robolearn.checkpoints.load import Start
+    from robolearn.config.build import AMP, build, load_policy
+    from robolearn.config.devices import pick_acting_graph, pick_compile, pick_device, use_fast_kernels
+    from robolearn.rollouts.task_prompts import told
 
     device = pick_device(cfg.device)
     folder = Path(HydraConfig.get().runtime.output_dir)

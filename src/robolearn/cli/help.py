@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from robolearn.config import GROUPS, conf_dir
+from robolearn.config.schema import GROUPS
+from robolearn.system.paths import conf_dir
 
 TRAIN = """\
 robolearn-train trains a policy from demonstrations and evaluates it.

@@ -10,10 +10,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from robolearn.cli.endings import entry_point
-from robolearn.config import hint
-from robolearn.errors import UserError
-from robolearn.sweep import Group, Sweep, SweepRun, read
+from robolearn.cli.entry import entry_point
+from robolearn.errors import UserError, did_you_mean
+from robolearn.sweeps.report import Group, Sweep, SweepRun, read
 
 DESCRIPTION = """\
 robolearn-sweep shows how the runs of a sweep stand, live or finished.
@@ -68,7 +67,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     arguments, unknown = parser.parse_known_args(list(argv))
     if unknown:
         flags = [flag for action in parser._actions for flag in action.option_strings]
-        raise UserError(f"{unknown[0]}: there is no such option{hint(unknown[0], flags)}; see --help.")
+        raise UserError(f"{unknown[0]}: there is no such option{did_you_mean(unknown[0], flags)}; see --help.")
     if arguments.folder is None and not arguments.help:
         raise UserError("Which sweep? Write robolearn-sweep multirun/<date>/<time>; see --help.")
     return arguments
@@ -83,7 +82,7 @@ def report(sweep: Sweep, arguments: argparse.Namespace) -> str:
         elif path:
             _write(Path(path), make(sweep))
     if arguments.html:
-        from robolearn.sweep_page import page
+        from robolearn.sweeps.page import page
 
         _write(Path(arguments.html), page(sweep))
     if printed:

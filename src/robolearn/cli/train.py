@@ -13,16 +13,16 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from robolearn.cli.compose import CommandLine, Job, compose, naming_runs, parse
-from robolearn.cli.endings import entry_point, exit_with
-from robolearn.cli.pretrained import take
-from robolearn.config import conf_dir
+from robolearn.cli.entry import entry_point, exit_with
+from robolearn.config.compose import CommandLine, Job, compose, naming_runs, parse
+from robolearn.config.pretrained_group import take
+from robolearn.config.run_name import canonical
 from robolearn.errors import UserError
-from robolearn.overrides import canonical
+from robolearn.system.paths import conf_dir
 
 if TYPE_CHECKING:
-    from robolearn.ranks import Ranks
-    from robolearn.run import Run
+    from robolearn.distributed.world import Ranks
+    from robolearn.runs.run import Run
 
 log = logging.getLogger(__name__)
 
@@ -43,8 +43,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     line = naming_runs(line)
     jobs = compose(line, "train") if composes else []
     if not line.shows_only:
-        from robolearn.cli.check import check  # imports torch, which questions need not wait for
-        from robolearn.ranks import Ranks
+        from robolearn.config.preflight import check  # imports torch, which questions need not wait for
+        from robolearn.distributed.world import Ranks
 
         ranks = Ranks.here()
         check_processes(line, ranks.size)
@@ -86,7 +86,7 @@ def check_sweep(job: Job) -> None:
                 "choose a simulator with env=NAME, and an eval_freq of 1 or more."
             )
     if "Slurm" in str(job.launcher.get("_target_")):
-        from robolearn.cluster import check_request
+        from robolearn.system.slurm import check_request
 
         check_request(job.launcher)
 
@@ -105,7 +105,7 @@ def run_job(cfg: DictConfig) -> float | None:
 
 
 def _train(cfg: DictConfig) -> float | None:
-    from robolearn.ranks import PeerError, Ranks
+    from robolearn.distributed.world import PeerError, Ranks
 
     ranks = Ranks.here()
     if not ranks.first:
@@ -121,8 +121,8 @@ def _train(cfg: DictConfig) -> float | None:
 
 
 def _train_together(cfg: DictConfig, ranks: "Ranks") -> float | None:
-    from robolearn.cli.build import build_trainer, plain, total_steps
-    from robolearn.run import Run
+    from robolearn.config.build import build_trainer, plain, total_steps
+    from robolearn.runs.run import Run
 
     context = HydraConfig.get()
     folder = Path(context.runtime.output_dir)
@@ -138,8 +138,8 @@ def _train_together(cfg: DictConfig, ranks: "Ranks") -> float | None:
 
 def _ended(cfg: DictConfig, run: "Run", context: Any) -> dict[str, float | None] | None:
     """The metric of a run that came to its end before; None where it is to run, which is then on record."""
-    from robolearn.cli.check import check_folder
-    from robolearn.run import is_done, newest_unfinished, recorded, status
+    from robolearn.config.preflight import check_folder
+    from robolearn.runs.run import is_done, newest_unfinished, recorded, status
 
     check_folder(run, cfg.resume)
     folder, typed = run.folder, [*context.overrides.task, *context.overrides.hydra]
@@ -159,7 +159,7 @@ def _ended(cfg: DictConfig, run: "Run", context: Any) -> dict[str, float | None]
 
 def hyperparameters(context: Any, config: Mapping[str, Any]) -> dict[str, Any]:
     """What was given, in a sweep only what its runs do not share: TensorBoard shows five columns of all there are."""
-    from robolearn.run import flatten
+    from robolearn.runs.run import flatten
 
     shared = set(context.job.config.override_dirname.exclude_keys)
     given = canonical(OmegaConf.to_container(context.overrides.task, resolve=False))  # type: ignore[arg-type]

@@ -3,17 +3,17 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from robolearn.data.dataset import LeRobotDataset
+    from robolearn.data.lerobot_dataset import LeRobotDataset
     from robolearn.data.loader import Loader
-    from robolearn.data.multi import MultiDataset
+    from robolearn.data.multi_dataset import MultiDataset
     from robolearn.data.sampling import BatchSampler, WeightedSampler
 
 __all__ = ["BatchSampler", "LeRobotDataset", "Loader", "MultiDataset", "WeightedSampler"]
 
 _MODULES = {
-    "LeRobotDataset": "dataset",
+    "LeRobotDataset": "lerobot_dataset",
     "Loader": "loader",
-    "MultiDataset": "multi",
+    "MultiDataset": "multi_dataset",
     "BatchSampler": "sampling",
     "WeightedSampler": "sampling",
 }

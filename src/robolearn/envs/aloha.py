@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Literal, get_args
 
-from robolearn.envs.task import MujocoTask, RenderMode, check_choice
+from robolearn.envs.packaged import MujocoTask, RenderMode, check_choice
 from robolearn.errors import UserError
 
 ObsType = Literal["pixels_agent_pos", "pixels", "environment_state_agent_pos", "state"]
@@ -43,7 +43,7 @@ class Aloha(MujocoTask):
         UserError: A value can't be right.
     """
 
-    entry_point = "robolearn.envs.mended.aloha:Aloha"
+    entry_point = "robolearn.envs.patched.gym_aloha:Aloha"
     obs_types = get_args(ObsType)
     features = {
         **{f"pixels/{camera}": f"observation.images.{camera}" for camera in CAMERAS},

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Mapping
 from typing import Literal, get_args
 
-from robolearn.envs.task import RenderMode, Task
+from robolearn.envs.packaged import RenderMode, Task
 
 ObsType = Literal["pixels_agent_pos", "environment_state_agent_pos", "pixels", "state"]
 
@@ -34,7 +34,7 @@ class PushT(Task):
         UserError: A value can't be right.
     """
 
-    entry_point = "robolearn.envs.mended.pusht:PushT"
+    entry_point = "robolearn.envs.patched.gym_pusht:PushT"
     obs_types = get_args(ObsType)
     features = {
         "pixels": "observation.image",

@@ -7,7 +7,7 @@ from typing import Any, Literal
 import mujoco
 import numpy as np
 
-from robolearn.envs.packages import no_display
+from robolearn.envs.dependencies import no_display
 from robolearn.errors import UserError
 
 Quality = Literal["fast", "full"]

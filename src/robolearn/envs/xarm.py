@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Literal, get_args
 
-from robolearn.envs.task import MujocoTask, RenderMode
+from robolearn.envs.packaged import MujocoTask, RenderMode
 
 ObsType = Literal["pixels_agent_pos", "pixels", "state"]
 
@@ -12,7 +12,7 @@ class Xarm(MujocoTask):
     """gym-xarm. Actions (4,) in [-1, 1] move the hand along x, y, z by some 5 mm and close (+1) or open the gripper.
 
     An episode ends, as a success, when the block is 15 cm above where it started; gym-xarm's own test for that cannot
-    be met, see `robolearn.envs.mended.xarm`. The reward is shaped: the negative distance of
+    be met, see `robolearn.envs.patched.gym_xarm`. The reward is shaped: the negative distance of
     hand and block, a hundredth of it, and once the block is lifted with the hand within 10 cm its height above the
     floor (0.57 to 0.72 m).
 
@@ -34,7 +34,7 @@ class Xarm(MujocoTask):
         UserError: A value can't be right.
     """
 
-    entry_point = "robolearn.envs.mended.xarm:XarmLift"
+    entry_point = "robolearn.envs.patched.gym_xarm:XarmLift"
     obs_types = get_args(ObsType)
     features = {"pixels": "observation.image", "agent_pos": "observation.state", "state": "observation.state"}
 

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from robolearn import shares
+from robolearn import rng
 from robolearn.errors import UserError
 from robolearn.normalize import Mode
 from robolearn.policies.base import Policy
-from robolearn.policies.transformer import Activation, Decoder, Encoder, Layer, image_sinusoids, sinusoids
-from robolearn.policies.vision import check_resnet, load_resnet_weights, resnet_body
+from robolearn.policies.nn.transformer import Activation, Decoder, Encoder, Layer, image_sinusoids, sinusoids
+from robolearn.policies.nn.vision import check_resnet, load_resnet_weights, resnet_body
 from robolearn.types import Batch, Kind, Spec, Window
 
 
@@ -143,7 +143,7 @@ class ActPolicy(Policy):
             latent = self.prior_mean(actions)
         else:
             mean, log_variance = self.vae(self.joined(batch, self.states), actions, padding)
-            latent = mean + (log_variance / 2).exp() * shares.randn(mean.shape, mean.device, mean.dtype)
+            latent = mean + (log_variance / 2).exp() * rng.randn(mean.shape, mean.device, mean.dtype)
             # Kingma & Welling 2014, arXiv:1312.6114, appendix B
             divergence = 0.5 * (mean**2 + log_variance.exp() - log_variance - 1).sum(-1).mean()
         errors = F.l1_loss(self.decode(batch, latent), actions, reduction="none")
@@ -151,7 +151,7 @@ class ActPolicy(Policy):
         if self.averages_over_padding:
             l1 = (errors * valid).mean()
         else:
-            l1 = (errors * valid).sum() / (shares.mean(valid.sum()) * actions.shape[-1]).clamp(min=1)
+            l1 = (errors * valid).sum() / (rng.mean(valid.sum()) * actions.shape[-1]).clamp(min=1)
         if divergence is None:
             return l1, {"l1_loss": l1.detach()}
         loss = l1 + self.kl_weight * divergence

@@ -41,7 +41,7 @@ class Policy(nn.Module):
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """The training loss, a scalar, and detached scalars to log; neither may wait for the device.
 
-        What is drawn for each sample, and the count that a mean is over, come from `robolearn.shares`, so that several
+        What is drawn for each sample, and the count that a mean is over, come from `robolearn.rng`, so that several
         processes which share a batch learn what one would.
 
         Args:

@@ -9,12 +9,12 @@ from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from robolearn import shares
+from robolearn import rng
 from robolearn.errors import UserError
 from robolearn.normalize import Mode
 from robolearn.policies.base import Policy
-from robolearn.policies.unet import ConditionalUnet1d, at_autocast_precision
-from robolearn.policies.vision import ImageEncoder, check_encoder, crop_images, load_resnet_weights
+from robolearn.policies.nn.unet import ConditionalUnet1d, at_autocast_precision
+from robolearn.policies.nn.vision import ImageEncoder, check_encoder, crop_images, load_resnet_weights
 from robolearn.types import Batch, Kind, Spec, Window
 
 SCHEDULERS = {"DDPM": DDPMScheduler, "DDIM": DDIMScheduler}
@@ -173,8 +173,8 @@ class DiffusionPolicy(Policy):
         """Mean squared error of the predicted noise or trajectory (equation 5)."""
         cond = self.encode(batch)
         actions = batch["action"]
-        noise = shares.randn(actions.shape, actions.device)
-        steps = shares.randint(len(self.signal_share), (len(actions),), actions.device)
+        noise = rng.randn(actions.shape, actions.device)
+        steps = rng.randint(len(self.signal_share), (len(actions),), actions.device)
         share = self.signal_share[steps, None, None]
         noisy = share.sqrt() * actions + (1 - share).sqrt() * noise
         predicted = self.unet(noisy, steps, cond)
@@ -184,7 +184,7 @@ class DiffusionPolicy(Policy):
         valid = ~batch["action_is_pad"].unsqueeze(-1)
         if self.averages_over_padding:
             return (errors * valid).mean(), {}
-        return (errors * valid).sum() / (shares.mean(valid.sum()) * self.action_dim).clamp(min=1), {}
+        return (errors * valid).sum() / (rng.mean(valid.sum()) * self.action_dim).clamp(min=1), {}
 
     def act(self, observation: Batch) -> Tensor:
         """Denoise a trajectory from pure noise; returns its part from now on, (B, horizon - n_obs_steps + 1, A)."""

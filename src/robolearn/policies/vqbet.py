@@ -6,13 +6,13 @@ from typing import NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
-from robolearn import shares
+from robolearn import rng
 from robolearn.errors import UserError
 from robolearn.normalize import Mode
 from robolearn.policies.base import Policy
-from robolearn.policies.gpt import Gpt
-from robolearn.policies.residual_vq import ActionTokenizer, draw, one_hot
-from robolearn.policies.vision import ImageEncoder, check_encoder, crop_images, load_resnet_weights
+from robolearn.policies.nn.gpt import Gpt
+from robolearn.policies.nn.residual_vq import ActionTokenizer, draw, one_hot
+from robolearn.policies.nn.vision import ImageEncoder, check_encoder, crop_images, load_resnet_weights
 from robolearn.types import Batch, Kind, Spec, Window
 
 CODEBOOKS = 2
@@ -363,7 +363,7 @@ class VqbetPolicy(Policy):
 
 
 def _mean(values: Tensor, weights: Tensor) -> Tensor:
-    return (values * weights).sum() / shares.mean(weights.sum()).clamp(min=1)
+    return (values * weights).sum() / rng.mean(weights.sum()).clamp(min=1)
 
 
 def _used(codes: Tensor, size: int, weights: Tensor) -> Tensor:

@@ -1,0 +1,1 @@
+"""Where weights come from and go to: a run's checkpoints, and LeRobot's."""

@@ -1,0 +1,1 @@
+"""LeRobot's checkpoints: configuration, parameter names, weights, export."""

@@ -1,0 +1,261 @@
+"""Checkpoints: whole or not there, checked when read, and everything a run needs to go on exactly."""
+
+import dataclasses
+import json
+import logging
+import random
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import xxhash
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from robolearn.errors import UserError
+from robolearn.system.files import link, whole_folder, write_json, write_text
+from robolearn.types import Feature, Spec
+
+log = logging.getLogger(__name__)
+
+WEIGHTS = "model.safetensors"
+SCORE = "score.json"
+
+
+class DamagedError(Exception):
+    """A checkpoint whose files are not what was written."""
+
+
+class Checkpoints:
+    """The checkpoints of one run, in ``checkpoints/<step>/`` with the links ``last`` and ``best``.
+
+    A folder holds ``model.safetensors`` (the weights that act, and the statistics of the normaliser), ``config.yaml``,
+    ``spec.json``, ``train.safetensors`` (the weights that are trained, where an average of them acts), ``state.pt``
+    (plain containers and tensors) and ``checksums.json``.
+
+    Args:
+        folder: The run's folder.
+        config: The run's resolved configuration, as YAML text.
+        spec: What the policy observes and commands.
+        keep_last: How many of the newest are kept.
+        keep_best: How many of the best by `metric` are kept besides.
+        metric: An evaluation scalar, larger is better.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        config: str,
+        spec: Spec,
+        keep_last: int = 2,
+        keep_best: int = 1,
+        metric: str = "success_rate",
+    ) -> None:
+        if keep_last < 1 or keep_best < 0:
+            raise UserError("checkpoints.keep_last must be at least 1 and checkpoints.keep_best at least 0.")
+        self.folder = folder / "checkpoints"
+        self.config, self.spec = config, spec
+        self.keep_last, self.keep_best, self.metric = keep_last, keep_best, metric
+
+    def save(self, step: int, models: Mapping[str, nn.Module], trained: nn.Module, state: dict[str, Any]) -> Path:
+        """Write a checkpoint, then move ``last`` to it and remove those no longer kept.
+
+        Args:
+            step: Updates done.
+            models: The modules that act, by name; their state dicts are saved together.
+            trained: The module that is trained; saved apart unless it is one of `models`.
+            state: Plain containers and tensors for `torch.save`.
+        """
+        folder = self.folder / f"{step:08d}"
+        with whole_folder(folder) as temporary:
+            save_file(_joined(models), temporary / WEIGHTS)
+            if all(trained is not model for model in models.values()):
+                save_file(_joined({"policy": trained}), temporary / "train.safetensors")
+            torch.save(state, temporary / "state.pt")
+            write_text(temporary / "config.yaml", self.config)
+            write_json(temporary / "spec.json", dataclasses.asdict(self.spec))
+            sums = {file.name: _checksum(file) for file in sorted(temporary.iterdir())}
+            write_json(temporary / "checksums.json", sums)
+        link(self.folder / "last", folder.name)
+        self._prune(step)
+        return folder
+
+    def newest(self) -> Path | None:
+        """The newest sound checkpoint; damaged ones are named and passed over.
+
+        What a killed run left half written or half removed is removed.
+
+        Raises:
+            UserError: There are checkpoints, and all of them are damaged.
+        """
+        for rest in self.folder.glob(".[0-9]*"):
+            shutil.rmtree(rest)
+        folders = self._folders()
+        for folder in reversed(folders):
+            try:
+                verify(folder)
+            except DamagedError as error:
+                log.warning("Checkpoint %s is damaged (%s); the one before it is used.", folder, error)
+                continue
+            return folder
+        if folders:
+            raise UserError(f"Every checkpoint in {self.folder} is damaged; start afresh with another output_dir.")
+        return None
+
+    def steps(self) -> list[int]:
+        """The steps of the checkpoints that are there."""
+        return [int(folder.name) for folder in self._folders()]
+
+    def score(self, step: int, scalars: Mapping[str, float]) -> None:
+        """Note the evaluation of the checkpoint of this step, where there is one, and move ``best``."""
+        folder = self.folder / f"{step:08d}"
+        if not folder.is_dir():
+            return
+        write_json(folder / SCORE, dict(scalars))
+        self._link_best()
+
+    def chosen(self) -> Path | None:
+        """The best checkpoint, or the newest where none was evaluated; None without any."""
+        return next((folder for name in ("best", "last") if (folder := self.folder / name).is_dir()), None)
+
+    def _folders(self) -> list[Path]:
+        return sorted(f for f in self.folder.glob("[0-9]*") if f.is_dir())
+
+    def _best(self) -> list[Path]:
+        """The `keep_best` best ones, the best first."""
+        scored = []
+        for folder in self._folders():
+            if (folder / SCORE).exists():
+                value = json.loads((folder / SCORE).read_text()).get(self.metric)
+                if value is not None:
+                    scored.append((value, folder))
+        return [folder for _, folder in sorted(scored, reverse=True)[: self.keep_best]]
+
+    def _link_best(self) -> None:
+        if best := self._best():
+            link(self.folder / "best", best[0].name)
+        else:
+            (self.folder / "best").unlink(missing_ok=True)
+
+    def _prune(self, newest: int) -> None:
+        # A resumed run passed over those of later steps because they are damaged, and comes to these steps anew.
+        doomed = [folder for folder in self._folders() if int(folder.name) > newest]
+        _remove(doomed)
+        folders = self._folders()
+        kept = {*folders[-self.keep_last :], *self._best()}
+        _remove([folder for folder in folders if folder not in kept])
+        self._link_best()
+
+
+def _remove(folders: list[Path]) -> None:
+    for folder in folders:
+        # Renamed first, so that a kill in between leaves no half-removed checkpoint.
+        doomed = folder.with_name(f".{folder.name}.removed")
+        folder.rename(doomed)
+        shutil.rmtree(doomed)
+
+
+def verify(folder: Path) -> None:
+    """Check every file of a checkpoint against its checksum.
+
+    Raises:
+        DamagedError: A file is missing or differs.
+    """
+    try:
+        sums = json.loads((folder / "checksums.json").read_text())
+    except (OSError, ValueError):
+        raise DamagedError("checksums.json is missing or unreadable") from None
+    if not isinstance(sums, dict) or WEIGHTS not in sums:
+        raise DamagedError("checksums.json is not what was written")
+    for name, checksum in sums.items():
+        if not (folder / name).is_file():
+            raise DamagedError(f"{name} is missing")
+        if _checksum(folder / name) != checksum:
+            raise DamagedError(f"{name} differs from what was written")
+
+
+def load_state(folder: Path) -> dict[str, Any]:
+    """What a run goes on from besides its weights, as it was saved."""
+    state = torch.load(folder / "state.pt", map_location="cpu", weights_only=True)
+    if isinstance(state["random"], dict):  # as it was before several processes could train together
+        state |= {"random": [state["random"]], "shared_random": None}
+    return state
+
+
+def load_models(folder: Path, models: Mapping[str, nn.Module]) -> None:
+    """Fill modules with the weights that act."""
+    tensors = load_file(folder / WEIGHTS)
+    for name, model in models.items():
+        prefix = f"{name}."
+        model.load_state_dict({k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)})
+
+
+def load_trained(folder: Path, trained: nn.Module) -> None:
+    """Fill the module that is trained."""
+    file = folder / "train.safetensors"
+    tensors = load_file(file if file.exists() else folder / WEIGHTS)
+    trained.load_state_dict({k[len("policy.") :]: v for k, v in tensors.items() if k.startswith("policy.")})
+
+
+def load_spec(folder: Path) -> Spec:
+    """What the policy of a checkpoint observes and commands."""
+    content = json.loads((folder / "spec.json").read_text())
+    observation = {k: Feature(f["kind"], tuple(f["shape"])) for k, f in content["observation"].items()}
+    action = Feature("ACTION", tuple(content["action"]["shape"]))
+    return Spec(observation, action, content["fps"], content.get("settings", {}), tuple(content.get("tasks", ())))
+
+
+def sound(folder: Path) -> Path:
+    """The folder of a checkpoint, once its files are known to be what was written.
+
+    Raises:
+        UserError: They are not.
+    """
+    try:
+        verify(folder)
+    except DamagedError as error:
+        raise UserError(f"The checkpoint {folder} is damaged ({error}); use another one of the run.") from None
+    return folder
+
+
+def random_state() -> dict[str, Any]:
+    """The state of every source of randomness, in plain containers."""
+    kind, keys, position, has_gauss, gauss = np.random.get_state()  # noqa: NPY002 (third-party code draws from it)
+    state: dict[str, Any] = {
+        "python": random.getstate(),
+        "numpy": (kind, torch.from_numpy(np.asarray(keys).copy()), position, has_gauss, gauss),
+        "torch": torch.get_rng_state(),
+    }
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state_all()
+    if torch.backends.mps.is_available():
+        state["mps"] = torch.mps.get_rng_state()
+    return state
+
+
+def set_random_state(state: Mapping[str, Any]) -> None:
+    """Take up what `random_state` gave."""
+    version, numbers, gauss = state["python"]
+    random.setstate((version, tuple(numbers), gauss))
+    kind, keys, *rest = state["numpy"]
+    np.random.set_state((kind, keys.numpy(), *rest))
+    torch.set_rng_state(state["torch"])
+    if "cuda" in state and torch.cuda.device_count() == len(state["cuda"]):
+        torch.cuda.set_rng_state_all(state["cuda"])
+    if "mps" in state and torch.backends.mps.is_available():
+        torch.mps.set_rng_state(state["mps"])
+
+
+def _joined(models: Mapping[str, nn.Module]) -> dict[str, torch.Tensor]:
+    return {f"{name}.{key}": value.contiguous() for name, m in models.items() for key, value in m.state_dict().items()}
+
+
+def _checksum(path: Path) -> str:
+    digest = xxhash.xxh3_128()
+    with path.open("rb") as file:
+        while block := file.read(1 << 24):
+            digest.update(block)
+    return digest.hexdigest()

@@ -1,0 +1,1 @@
+"""Recording demonstrations: scripted experts or a policy, into a dataset."""

@@ -1,0 +1,240 @@
+"""Demonstrations in processes of their own: each opens one simulator and runs the episodes that it is given.
+
+Nothing here imports torch, so that the processes start fast and stay small.
+"""
+
+import itertools
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+
+from robolearn.collecting.experts.expert import Demonstrator
+from robolearn.data.lerobot_format.recorder import Record, Recorder
+from robolearn.envs.wrappers import one_line
+from robolearn.errors import UserError
+from robolearn.rollouts.rollout import Episode, Observation
+
+SIGNALS = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2")
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """How an episode went. `record` is None where it failed and failures are not kept."""
+
+    seed: int
+    length: int
+    success: bool | None
+    record: Record | None
+
+
+@dataclass(frozen=True)
+class Demonstration:
+    """What a process needs to run episodes; pickled into it.
+
+    Args:
+        opener: Opens the simulator.
+        demonstrator: Makes the demonstrator of a simulator.
+        recorder: Turns episodes into records.
+        noise: Standard deviation of the noise that is added to actions, in their units; 0 for none.
+        keep_failures: Whether failed episodes are recorded too.
+    """
+
+    opener: Callable[[], gym.Env]
+    demonstrator: Callable[..., Demonstrator]
+    recorder: Recorder
+    noise: float = 0.0
+    keep_failures: bool = False
+
+    def open(self) -> Callable[[int], Attempt]:
+        """Open the simulator; returns what runs the episode of a seed.
+
+        Raises:
+            UserError: The simulator or the demonstrator can't be made.
+        """
+        env = self.opener()
+        demonstrator = self.demonstrator(env=env)
+
+        def attempt(seed: int) -> Attempt:
+            try:
+                episode, clean = self._run(env, demonstrator, seed)
+            except UserError:
+                raise
+            except Exception as error:  # the demonstrator may be a user's own
+                name = type(demonstrator).__name__
+                raise UserError(f"{name} failed in the episode with seed {seed}: {one_line(error)}.") from error
+            kept = self.keep_failures or episode.success is not False
+            record = self.recorder(episode, clean) if kept else None
+            return Attempt(seed, len(episode), episode.success, record)
+
+        return attempt
+
+    def _run(self, env: gym.Env, demonstrator: Demonstrator, seed: int) -> tuple[Episode, np.ndarray]:
+        """The episode, and its actions before noise (T, A)."""
+        observation, _ = env.reset(seed=seed)
+        demonstrator.reset(np.random.default_rng((seed, 0)))
+        noise = Noise(self.noise, env.action_space, seed)
+        observations, clean, executed, rewards, successes = [observation], [], [], [], []
+        terminated = truncated = False
+        while not (terminated or truncated):
+            action = np.asarray(demonstrator.act(), np.float32)
+            noisy = noise(action)
+            observation, reward, terminated, truncated, info = env.step(noisy)
+            clean.append(action)
+            executed.append(noisy)
+            observations.append(observation)
+            rewards.append(reward)
+            if "success" in info:
+                successes.append(info["success"])
+        episode = Episode(
+            seed=seed,
+            actions=np.stack(executed),
+            rewards=np.array(rewards, np.float64),
+            successes=np.array(successes, bool) if successes else None,
+            terminated=terminated,
+            truncated=truncated,
+            observations=_stack(observations),
+        )
+        return episode, np.stack(clean)
+
+
+class Noise:
+    """Gaussian noise on the actions of one episode, drawn from its seed.
+
+    Args:
+        std: Its standard deviation, in the action's units.
+        space: Of the action. A value within its bounds is not pushed beyond them; one that already lies outside, as
+            Aloha's do, moves freely.
+        seed: Of the episode.
+    """
+
+    def __init__(self, std: float, space: Any, seed: int) -> None:
+        self.std, self.low, self.high = std, space.low, space.high
+        self.rng = np.random.default_rng((seed, 1))
+
+    def __call__(self, action: np.ndarray) -> np.ndarray:
+        """The action (A,) with noise."""
+        if not self.std:
+            return action
+        noisy = action + self.rng.normal(0, self.std, action.shape).astype(np.float32)
+        return np.clip(noisy, np.minimum(self.low, action), np.maximum(self.high, action)).astype(np.float32)
+
+
+def _stack(observations: list[Observation]) -> Observation:
+    return {key: np.stack([each[key] for each in observations]) for key in observations[0]}
+
+
+class Pool:
+    """Processes that run the episodes of seeds; results come in the order of the seeds, whoever was first.
+
+    Args:
+        demonstration: What every process opens.
+        workers: How many processes.
+        preload: Modules that are imported once for all of them.
+    """
+
+    def __init__(self, demonstration: Demonstration, workers: int, preload: list[str]) -> None:
+        context: Any = multiprocessing.get_context("spawn")
+        if "forkserver" in multiprocessing.get_all_start_methods():
+            context = multiprocessing.get_context("forkserver")
+            context.set_forkserver_preload(["__main__", __name__, *preload])
+        self._processes, self._pipes = [], []
+        for _ in range(workers):
+            ours, theirs = context.Pipe()
+            process = context.Process(target=_work, args=(theirs, demonstration), daemon=True)
+            process.start()
+            theirs.close()
+            self._processes.append(process)
+            self._pipes.append(ours)
+
+    def __enter__(self) -> "Pool":
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        for process in self._processes:
+            process.kill()  # they hold nothing that is worth an orderly end
+        for process in self._processes:
+            process.join()
+
+    def attempts(self, seed: int, wanted: Callable[[], int], stop: Callable[[], bool]) -> Iterator[Attempt]:
+        """The episodes of `seed`, ``seed + 1`` and so on, in that order; ends when `stop` says so.
+
+        Args:
+            seed: Of the first one.
+            wanted: How many more are needed; no more episodes are begun than that.
+            stop: Asked several times a second.
+
+        Raises:
+            UserError: A simulator, a demonstrator or a process failed.
+        """
+        seeds = itertools.count(seed)
+        idle, busy = list(self._pipes), {}
+        order: list[int] = []
+        done: dict[int, Attempt] = {}
+        while not stop():
+            while idle and len(order) < wanted():
+                seed, pipe = next(seeds), idle.pop(0)
+                self._send(pipe, seed)
+                busy[pipe] = seed
+                order.append(seed)
+            for pipe in wait(list(busy), timeout=0.2):
+                done[busy.pop(pipe)] = self._receive(pipe)  # type: ignore[arg-type,call-overload]
+                idle.append(pipe)  # type: ignore[arg-type]
+            while order and order[0] in done:
+                yield done.pop(order.pop(0))
+
+    def _send(self, pipe: Connection, seed: int) -> None:
+        try:
+            pipe.send(seed)
+        except OSError as error:
+            raise _died() from error
+
+    def _receive(self, pipe: Connection) -> Attempt:
+        try:
+            result = pipe.recv()
+        except (EOFError, OSError) as error:
+            raise _died() from error
+        if isinstance(result, Exception):
+            raise result
+        return result
+
+
+def _died() -> UserError:
+    return UserError(
+        "A process of robolearn-collect died (too little memory?); give fewer with workers=, the same command goes on."
+    )
+
+
+def _work(pipe: Connection, demonstration: Demonstration) -> None:
+    for name in SIGNALS:  # a terminal or a cluster sends them to all processes; the parent decides
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
+    threading.Thread(target=_die_with_parent, daemon=True).start()
+    attempt = None
+    while True:
+        try:
+            seed = pipe.recv()
+        except EOFError:
+            return
+        try:
+            attempt = attempt or demonstration.open()
+            result: Attempt | Exception = attempt(seed)
+        except UserError as error:
+            result = UserError(str(error))  # without its causes, which may not be picklable
+        except Exception as error:
+            result = RuntimeError(one_line(error))
+        pipe.send(result)
+
+
+def _die_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)

@@ -1,0 +1,238 @@
+"""From a composed configuration to objects: the parts of a run, and its trainer."""
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from robolearn.agent import Agent
+from robolearn.checkpoints.load import Start
+from robolearn.checkpoints.locate import locate, policy_node
+from robolearn.config.devices import pick_compile, pick_cuda_graph, pick_device, use_fast_kernels
+from robolearn.config.schema import BESIDE
+from robolearn.data.loader import Loader
+from robolearn.data.multi_dataset import MultiDataset
+from robolearn.data.offline_online_loader import PhasedLoader
+from robolearn.data.sampling import BatchSampler, WeightedSampler
+from robolearn.distributed.world import Ranks
+from robolearn.envs import check_same_spec
+from robolearn.errors import UserError
+from robolearn.normalize import Normalizer
+from robolearn.policies.base import Policy
+from robolearn.rollouts.task_prompts import TaskTable, told
+from robolearn.runs.logger import Unheard
+from robolearn.runs.run import Run
+from robolearn.trainer import Cadence, Trainer
+from robolearn.training.online import Collector
+from robolearn.training.optim import merge_options
+from robolearn.types import Spec, Stats
+
+AMP = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def plain(cfg: DictConfig, **changed: Any) -> dict[str, Any]:
+    """The configuration in plain containers."""
+    content = OmegaConf.to_container(cfg, resolve=True)
+    assert isinstance(content, dict)
+    return {**{str(key): value for key, value in content.items()}, **changed}
+
+
+def build(key: str, cfg: DictConfig, *args: Any, **kwargs: Any) -> Any:
+    """What the node of a key describes; the arguments are the code's share of a ``_partial_`` one.
+
+    Raises:
+        UserError: The constructor refused a value.
+    """
+    node = cfg[key]
+    if node is None:
+        return None
+    try:
+        made = instantiate(node, _convert_="all")
+        return made(*args, **kwargs) if args or kwargs else made
+    except InstantiationException as error:
+        cause = error.__cause__
+        if isinstance(cause, (UserError, ValueError)):
+            raise _refused(key, cause) from error
+        if cause is not None:
+            raise cause from error
+        raise UserError(f"{key}: {' '.join(str(error).split())}") from error
+    except ValueError as error:
+        raise _refused(key, error) from error
+
+
+def _refused(key: str, error: Exception) -> UserError:
+    if isinstance(error, UserError):
+        return error
+    return UserError(f"{key}: {' '.join(str(error).split()).rstrip('.')}.")
+
+
+def total_steps(cfg: DictConfig) -> int:
+    """Updates of all phases."""
+    return cfg.offline.steps + cfg.online.steps
+
+
+def build_policy(cfg: DictConfig, spec: Spec) -> Policy:
+    """A policy for what is observed and commanded.
+
+    Raises:
+        UserError: Its options contradict each other or the spec.
+    """
+    node = {key: value for key, value in plain(cfg)["policy"].items() if key not in BESIDE["policy"]}
+    policy = build("policy", OmegaConf.create({"policy": node}), spec=spec)
+    if not isinstance(policy, Policy):
+        raise UserError(f"policy._target_={cfg.policy._target_}: this is no robolearn.policies.base.Policy.")
+    return policy
+
+
+def start_of(cfg: DictConfig) -> Start | None:
+    """The checkpoint that ``policy.path`` names.
+
+    Raises:
+        UserError: It is not there, damaged or not supported.
+    """
+    path = cfg.policy.get("path")
+    return Start(locate("policy.path", path)) if path else None
+
+
+def load_policy(folder: Path, device: torch.device, cfg: DictConfig | None = None) -> tuple[Policy, Normalizer]:
+    """The policy and normaliser of a checkpoint, as they act.
+
+    Args:
+        folder: What `robolearn.checkpoints.locate.locate` found.
+        device: Where they go.
+        cfg: A configuration with another node ``policy`` than the checkpoint's own.
+
+    Raises:
+        UserError: The weights do not fit the configuration, or statistics are missing.
+    """
+    start = Start(folder)
+    policy = build_policy(cfg or OmegaConf.create({"policy": policy_node(folder)}), start.spec())
+    normalizer = Normalizer(start.spec(), policy.normalization_mapping, space=policy.space)
+    start.load(policy)
+    start.load_statistics(normalizer)
+    return policy.to(device).eval(), normalizer.to(device)
+
+
+def seed_everything(seed: int) -> None:
+    """Seed every source of randomness of this process."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)  # noqa: NPY002 (third-party code draws from it)
+    torch.manual_seed(seed)
+
+
+def make_sampler(dataset: Any, drop_n_last_frames: int, batch_size: int, seed: int) -> BatchSampler:
+    """Which frames each batch holds."""
+    if isinstance(dataset, MultiDataset) and dataset.weights is not None:
+        return WeightedSampler(dataset.valid_parts(drop_n_last_frames), dataset.weights, batch_size, seed)
+    return BatchSampler(dataset.valid_indices(drop_n_last_frames), batch_size, seed)
+
+
+def statistics_of(dataset: Any, policy: Policy) -> tuple[Stats, list[Stats] | None]:
+    """The statistics that actions are scaled by, and those of each dataset where each has its own.
+
+    Args:
+        dataset: Loaded.
+        policy: May learn in other units than the dataset's.
+    """
+    each = dataset.each_stats if isinstance(dataset, MultiDataset) else None
+    if policy.space is None:
+        return dataset.stats, each
+    if each is None:
+        return policy.space.statistics(dataset, policy.window, dataset.stats), None
+    each = [policy.space.statistics(one, policy.window, one.stats) for one in dataset.datasets]
+    return each[dataset.acts_with], each
+
+
+def mix_in(
+    collector: Collector, offline: Loader, loader: Callable[[int, int], Loader], cfg: DictConfig
+) -> PhasedLoader:
+    """The batches of both phases: `offline`, then the demonstrations' share by `loader` and the rest collected."""
+    n_replay = round(cfg.online.sampling_ratio * cfg.batch_size)
+    return PhasedLoader(
+        offline=offline,
+        demonstrations=loader(cfg.batch_size - n_replay, cfg.seed + 1) if n_replay < cfg.batch_size else None,
+        replay=collector.replay,
+        n_replay=n_replay,
+        window=offline.window,
+        device=offline.device,
+        switch=cfg.offline.steps * cfg.gradient_accumulation_steps,
+        least_frames=cfg.online.buffer_seed_size,
+        seed=cfg.seed,
+    )
+
+
+def build_trainer(cfg: DictConfig, run: Run, ranks: Ranks | None = None) -> Trainer:
+    """The trainer of a run, with its dataset loaded; nothing is trained yet.
+
+    Args:
+        cfg: The run's configuration.
+        run: Its folder.
+        ranks: The processes that train together.
+
+    Raises:
+        UserError: A part refuses its configuration or the dataset is not sound.
+    """
+    ranks = ranks or Ranks()
+    device = pick_device(cfg.device, ranks)
+    use_fast_kernels(device)
+    seed_everything(cfg.seed)
+    dataset = build("dataset", cfg)
+    simulator = build("env", cfg)
+    if simulator is not None:
+        check_same_spec(dataset.spec, simulator.spec)
+    # The weights are drawn on the CPU, so that a seed means the same on every device.
+    policy = build_policy(cfg, dataset.spec).to(device)
+    optimizer = build("optimizer", cfg, merge_options(policy.param_groups(), plain(cfg)["param_groups"]))
+    steps = total_steps(cfg)
+    frames = dataset.load(device)
+    stats, each = statistics_of(dataset, policy)
+    normalizer = Normalizer(dataset.spec, policy.normalization_mapping, stats, each, policy.space).to(device)
+    evaluator = build("eval", cfg, env=simulator) if simulator is not None else None
+    words = told(policy, evaluator, dataset.spec.tasks) if evaluator else []
+    amp_dtype = AMP[cfg.amp_dtype] if cfg.use_amp else None
+
+    def loader(batch_size: int, seed: int) -> Loader:
+        sampler = make_sampler(dataset, policy.drop_n_last_frames, batch_size, seed)
+        return Loader(frames, ranks.own(sampler), policy.window, device, cfg.num_workers)
+
+    batches, collector = loader(cfg.batch_size, cfg.seed), None
+    if cfg.online.steps:
+        acting = Agent(policy, normalizer, device, amp_dtype, words)
+        collector = build("online", cfg).collector(
+            simulator, policy, dataset.spec, run.folder, acting, cfg.offline.steps
+        )
+        batches = mix_in(collector, batches, loader, cfg)
+    return Trainer(
+        policy=policy,
+        normalizer=normalizer,
+        optimizer=optimizer,
+        schedule=build("scheduler", cfg, optimizer, num_training_steps=steps),
+        loader=batches,
+        device=device,
+        steps=steps,
+        cadence=Cadence(cfg.log_freq, cfg.eval_freq, cfg.save_freq, cfg.save_checkpoint),
+        run=run,
+        logger=build("logger", cfg, run.folder) if ranks.first else Unheard(run.folder),
+        checkpoints=build(
+            "checkpoints", cfg, run.folder, OmegaConf.to_yaml(OmegaConf.create(dict(run.config))), dataset.spec
+        ),
+        evaluator=evaluator,
+        ema=build("ema", cfg, policy) if cfg.use_ema else None,
+        start=start_of(cfg),
+        tasks=TaskTable(policy, dataset.spec.tasks, device) if policy.reads_tasks else None,
+        told=words,
+        image_transforms=build("image_transforms", cfg),
+        grad_clip_norm=cfg.grad_clip_norm,
+        gradient_accumulation_steps=cfg.gradient_accumulation_steps,
+        compile=pick_compile(cfg.compile, device),
+        cuda_graph=False if ranks.size > 1 else pick_cuda_graph(cfg, device, policy, optimizer),
+        amp_dtype=amp_dtype,
+        collector=collector,
+        ranks=ranks,
+    )

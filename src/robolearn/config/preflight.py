@@ -1,0 +1,282 @@
+"""See before anything is written that a run can be made of its configuration."""
+
+import json
+import warnings
+from collections.abc import Callable, Collection, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from robolearn.config.build import AMP, build, build_policy, plain, start_of, total_steps
+from robolearn.config.compose import Job
+from robolearn.config.devices import pick_device
+from robolearn.config.validate import check_targets
+from robolearn.data.augment import ImageTransforms
+from robolearn.data.lerobot_dataset import LeRobotDataset
+from robolearn.data.multi_dataset import MultiDataset
+from robolearn.distributed.world import Ranks
+from robolearn.envs import check_same_spec
+from robolearn.errors import UserError, did_you_mean
+from robolearn.normalize import Normalizer
+from robolearn.policies.base import Policy
+from robolearn.rollouts.task_prompts import TaskTable, told
+from robolearn.runs.run import Run
+from robolearn.training.optim import merge_options
+
+RESUME = ("auto", "never", "must")
+AT_LEAST = {
+    "batch_size": 1,
+    "gradient_accumulation_steps": 1,
+    "num_workers": 0,
+    "log_freq": 0,
+    "seed": 0,
+    "offline.steps": 0,
+    "online.steps": 0,
+}
+
+
+def check(jobs: Sequence[Job], ranks: Ranks | None = None) -> None:
+    """Check every job of a run or a sweep: keys, types, the rules of every constructor, device and folder.
+
+    Parts that jobs share are built once. Nothing is written, and nothing large is built.
+
+    Args:
+        jobs: What will run.
+        ranks: The processes that run it together, where none is sent elsewhere.
+
+    Raises:
+        UserError: The first mistake; in a sweep with the overrides of the job that has it.
+    """
+    seen: dict[str, Any] = {}
+    ranks = ranks or Ranks()
+    for number, job in enumerate(jobs):
+        try:
+            check_targets_of(job)
+            check_roots(job.cfg)
+            processes = _processes(job, ranks)
+            check_together(job.cfg, processes)
+            if not job.elsewhere:
+                pick_device(job.cfg.device, ranks)
+            policy = check_parts(job.cfg, seen)
+            if not job.elsewhere:
+                _check_tasks(job.cfg, policy, seen)
+            if not ranks.first:
+                continue  # the first process looks after the folder
+            run = Run(job.folder, plain(job.cfg, output_dir=str(job.folder)), job.overrides)
+            check_folder(run, job.cfg.resume)
+            build("logger", job.cfg, job.folder)
+            if not run.exists and not job.elsewhere:
+                _check_pretrained(job.cfg, policy)
+        except UserError as error:
+            if len(jobs) == 1:
+                raise
+            own = [text for text in job.overrides if any(text not in other.overrides for other in jobs)]
+            raise UserError(f"Job {number} of the sweep ({' '.join(own)}): {error}") from error
+
+
+def _processes(job: Job, ranks: Ranks) -> int:
+    """How many train one model."""
+    if not job.elsewhere:
+        return ranks.size
+    return int(job.launcher.get("nodes") or 1) * int(job.launcher.get("tasks_per_node") or 1)
+
+
+def check_together(cfg: DictConfig, processes: int) -> None:
+    """Rules of training one model by several processes.
+
+    Raises:
+        UserError: One is broken.
+    """
+    if processes == 1:
+        return
+    if cfg.batch_size % processes:
+        raise UserError(
+            f"batch_size={cfg.batch_size} is what all {processes} processes of a run take together, so it must be a "
+            f"multiple of {processes}."
+        )
+    if cfg.online.steps:
+        raise UserError(f"online.steps={cfg.online.steps}: the online phase runs in one process, not in {processes}.")
+    if cfg.cuda_graph:
+        raise UserError(f"cuda_graph=true: updates of {processes} processes are not captured; set cuda_graph=null.")
+
+
+def check_targets_of(job: Job) -> None:
+    """Compare a job's nodes with the signatures of what they name.
+
+    Raises:
+        UserError: They differ; the message tells the first difference and the keys of the others.
+    """
+    messages = check_targets(job.cfg, lambda key: job.sources.origin(key, job.overrides))
+    if messages:
+        raise UserError(_sentence(messages))
+
+
+def check_one_of(key: str, value: str, choices: Collection[str]) -> None:
+    """Refuse a value that is none of the choices.
+
+    Raises:
+        UserError: It is none of them.
+    """
+    if value not in choices:
+        raise UserError(f"{key}={value} is none of {', '.join(choices)}{did_you_mean(value, choices)}.")
+
+
+def _sentence(messages: list[str]) -> str:
+    rest = f" (and {len(messages) - 1} more: {'; '.join(m.partition(': ')[0] for m in messages[1:])})"
+    return messages[0] if len(messages) == 1 else messages[0].rstrip(".") + rest + "."
+
+
+def check_roots(cfg: DictConfig) -> None:
+    """Rules of the root keys.
+
+    Raises:
+        UserError: One is broken.
+    """
+    for key, least in AT_LEAST.items():
+        value = OmegaConf.select(cfg, key)
+        if value < least:
+            raise UserError(f"{key}={value}: it must be at least {least}.")
+    if cfg.grad_clip_norm is not None and cfg.grad_clip_norm <= 0:
+        raise UserError(f"grad_clip_norm={cfg.grad_clip_norm}: it must be positive, or null to clip nothing.")
+    check_one_of("amp_dtype", cfg.amp_dtype, AMP)
+    check_one_of("resume", cfg.resume, RESUME)
+
+
+def check_folder(run: Run, resume: str) -> None:
+    """See that a run may start or go on in its folder, as ``resume`` says; nothing is written.
+
+    Raises:
+        UserError: The folder holds what it may not, or not what it must.
+    """
+    folder = run.folder
+    if run.exists:
+        if resume == "never":
+            raise UserError(f"resume=never: {folder} holds a run already; give another output_dir.")
+        run.check_same()
+        return
+    if resume == "must":
+        raise UserError(f"resume=must: {folder} holds no run to go on with; give its output_dir, or resume=auto.")
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"output_dir={folder} is a file; give a folder.")
+    # What Hydra, submitit or a run killed before its first step may have left there.
+    left = {"run.json", "git.diff"}
+    names = [file.name for file in _entries(folder) if not file.name.startswith(".") and file.suffix != ".log"]
+    foreign = [name for name in names if name not in left]
+    if foreign:
+        raise UserError(f"output_dir={folder} holds other files ({foreign[0]}) and no run; give a folder of its own.")
+
+
+def _entries(folder: Path) -> list[Path]:
+    return sorted(folder.iterdir()) if folder.is_dir() else []
+
+
+def check_parts(cfg: DictConfig, seen: dict[str, Any]) -> Policy:
+    """Build the parts that are light, and the policy without memory for its weights.
+
+    Args:
+        cfg: A job's configuration.
+        seen: What was built before, by the sub-configuration; filled here.
+
+    Returns:
+        The policy.
+
+    Raises:
+        UserError: A constructor's rule is broken, or the parts do not fit each other.
+    """
+
+    def once(make: Callable[[], Any], *keys: str) -> Any:
+        name = json.dumps([(key, plain(cfg)[key]) for key in keys], default=str)
+        if name not in seen:
+            seen[name] = make()
+        return seen[name]
+
+    dataset = once(partial(build, "dataset", cfg), "dataset")
+    if dataset is None:
+        raise UserError("dataset: there is nothing to train on; choose dataset=NAME.")
+    simulator = once(partial(build, "env", cfg), "env")
+    if simulator is not None:
+        once(lambda: check_same_spec(dataset.spec, simulator.spec), "env", "dataset")
+        once(lambda: build("eval", cfg, env=simulator), "env", "eval")
+    once(lambda: _check_transforms(cfg, dataset), "image_transforms", "dataset")
+    policy = once(lambda: _check_policy(cfg, dataset), "policy", "dataset")
+    _check_rewards(cfg, policy, dataset)
+    once(lambda: build("online", cfg).check(policy, simulator, cfg.offline.steps), "online", "offline", "policy", "env")
+    groups = list(policy.param_groups())
+    once(lambda: _check_optimizer(cfg, groups), "policy", "optimizer", "scheduler", "param_groups", "offline")
+    return policy
+
+
+def _check_transforms(cfg: DictConfig, dataset: Any) -> None:
+    transforms = build("image_transforms", cfg)
+    if isinstance(transforms, ImageTransforms):
+        transforms.check(dataset.spec)
+
+
+def _check_policy(cfg: DictConfig, dataset: Any) -> Policy:
+    try:
+        with torch.device("meta"):
+            policy = build_policy(cfg, dataset.spec)
+    except (NotImplementedError, RuntimeError):  # its constructor computes with its weights
+        policy = build_policy(cfg, dataset.spec)
+    Normalizer(dataset.spec, policy.normalization_mapping, dataset.stats)
+    if policy.window.reward and isinstance(dataset, LeRobotDataset | MultiDataset) and not dataset.has_rewards:
+        raise UserError(
+            f"policy: {type(policy).__name__} learns from rewards, but the dataset has no next.reward; "
+            "choose another one."
+        )
+    return policy
+
+
+def _check_tasks(cfg: DictConfig, policy: Policy, seen: dict[str, Any]) -> None:
+    """See that a policy which reads tasks can read the dataset's and the evaluation's."""
+    if not policy.reads_tasks:
+        return
+    name = json.dumps(["tasks", *(plain(cfg)[key] for key in ("policy", "dataset", "env", "eval"))], default=str)
+    if name not in seen:
+        tasks = build("dataset", cfg).spec.tasks
+        TaskTable(policy, tasks, torch.device("cpu"))
+        if (simulator := build("env", cfg)) is not None:
+            policy.encode_tasks(told(policy, build("eval", cfg, env=simulator), tasks))
+        seen[name] = True
+
+
+def _check_rewards(cfg: DictConfig, policy: Policy, dataset: Any) -> None:
+    """A policy that learns from rewards needs a dataset that has them."""
+    columns = getattr(dataset, "meta", None) and dataset.meta.columns
+    if policy.needs_reward and columns is not None and "next.reward" not in columns:
+        raise UserError(
+            f"policy._target_={cfg.policy._target_} learns from rewards, but {dataset.name} has no next.reward; "
+            "choose another dataset, or collect one."
+        )
+
+
+def _check_pretrained(cfg: DictConfig, policy: Policy) -> None:
+    """See that the weights a fresh run starts from are there and fit."""
+    with warnings.catch_warnings(), torch.device("meta"):
+        warnings.simplefilter("ignore")  # torch warns that weights without memory take no values
+        if start := start_of(cfg):
+            start.check(policy)
+        else:
+            policy.load_pretrained()
+
+
+def _check_optimizer(cfg: DictConfig, groups: list[str]) -> None:
+    stand_in = {name: [torch.nn.Parameter(torch.zeros(1))] for name in groups}
+    options = plain(cfg)["param_groups"]
+    optimizer = build("optimizer", cfg, merge_options(stand_in, options))
+    make = build("optimizer", cfg)
+    for name, own in options.items():  # torch looks at none of a group's options
+        for option in own:
+            if option not in optimizer.defaults:
+                raise UserError(
+                    f"param_groups.{name}.{option}: {type(optimizer).__name__} has no option "
+                    f"'{option}'{did_you_mean(option, optimizer.defaults)}."
+                )
+        try:
+            make(stand_in[name], **own)
+        except (TypeError, ValueError) as error:
+            raise UserError(f"param_groups.{name}={own}: {str(error).rstrip('.')}; give another value.") from None
+    build("scheduler", cfg, optimizer, num_training_steps=total_steps(cfg))

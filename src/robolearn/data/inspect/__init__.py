@@ -1,0 +1,1 @@
+"""Datasets for people: a description and an HTML page."""

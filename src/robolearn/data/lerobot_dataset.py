@@ -1,0 +1,305 @@
+"""Demonstrations that serve whole batches: one gather a feature, wherever the decoded frames lie."""
+
+import logging
+from collections.abc import Collection, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from robolearn.data.lerobot_format.columns import TEXT
+from robolearn.data.lerobot_format.dataset_root import find_root
+from robolearn.data.lerobot_format.meta import Meta, read_meta, select
+from robolearn.data.lerobot_format.stats import feature_stats
+from robolearn.data.lerobot_format.validation import check_files
+from robolearn.data.video import frame_cache
+from robolearn.data.video.placement import Tier, choose_tier
+from robolearn.errors import UserError
+from robolearn.system.paths import cache_dir
+from robolearn.types import Batch, Feature, Kind, Spec, Window
+
+log = logging.getLogger(__name__)
+
+PLACES = {"gpu": "memory of the device", "host": "main memory", "disk": "the file, mapped into memory"}
+
+
+class LeRobotDataset:
+    """A dataset in LeRobot's format v2.0, v2.1 or v3.0, from a folder or the Hugging Face hub.
+
+    The constructor reads the files below ``meta/`` only; `load` verifies and decodes everything else.
+
+    Args:
+        repo_id: Name on the hub. Looked up on this machine alone, unless `download`.
+        root: Folder of the dataset, which goes before `repo_id`.
+        episodes: Episodes to use, in this order; None for all. Statistics are the whole set's all the same.
+        exclude: Observations to leave out, such as a camera that the policy has no use for; they are not decoded.
+        revision: Branch, tag or commit on the hub.
+        download: Fetch from the hub what is not on this machine. HF_HUB_OFFLINE forbids it.
+        use_imagenet_stats: Mean and deviation of ImageNet for every colour camera, not the dataset's own.
+        video_backend: ``av`` (also called ``pyav``), or ``torchcodec`` if that is installed.
+        tolerance_s: How far, in seconds, a frame may lie from its place in time.
+        cache: Where decoded frames are kept: ``gpu`` (the device), ``host`` (main memory), ``disk``, or the
+            first of these that has room (``auto``).
+        cache_dir: Folder of decoded frames; by default ``$ROBOLEARN_CACHE`` or ``~/.cache/robolearn``.
+        max_gpu_gb: How much of the device ``auto`` may fill; a quarter of what is free if None.
+        max_host_gb: How much main memory ``auto`` may fill; half of what is free if None.
+
+    Attributes:
+        spec: Features, images as (C, H, W).
+        stats: float32 statistics of every feature of `spec`, images (C, 1, 1).
+        fps: Frames a second.
+        num_frames: Frames of the chosen episodes; batches count them from 0.
+        num_episodes: Episodes chosen.
+        tasks: What is done in them, in words, by task number.
+
+    Raises:
+        UserError: The dataset is not found, or its description is broken or does not fit the arguments.
+    """
+
+    def __init__(
+        self,
+        repo_id: str | None = None,
+        root: str | None = None,
+        episodes: Sequence[int] | None = None,
+        exclude: Sequence[str] = (),
+        revision: str | None = None,
+        download: bool = False,
+        use_imagenet_stats: bool = True,
+        video_backend: Literal["av", "pyav", "torchcodec"] = "av",
+        tolerance_s: float = 1e-4,
+        cache: Literal["auto", "gpu", "host", "disk"] = "auto",
+        cache_dir: str | None = None,
+        max_gpu_gb: float | None = None,
+        max_host_gb: float | None = None,
+    ):
+        if tolerance_s <= 0:
+            raise UserError(f"dataset.tolerance_s is {tolerance_s}, but it should be above 0 seconds.")
+        self.meta = read_meta(find_root(repo_id, root, revision, download))
+        self.name = repo_id if root is None and repo_id else str(self.meta.root)
+        self.episodes = select(self.meta, None if episodes is None else list(episodes))
+        check_excluded(exclude, make_spec(self.meta).observation)
+        self.meta = _with_columns(self.meta, self.meta.columns.keys() - set(exclude))
+        self.spec = make_spec(self.meta)
+        check_files(self.meta, self.episodes)
+        self.stats = feature_stats(self.meta.stats, self.spec, self.meta.stats_file, use_imagenet_stats)
+        self.fps = self.meta.fps
+        self.num_frames = sum(episode.length for episode in self.episodes)
+        self.num_episodes = len(self.episodes)
+        self.tasks = list(self.spec.tasks)
+        self._video_backend = "av" if video_backend == "pyav" else video_backend
+        self._tolerance_s = tolerance_s
+        self._cache: Literal["auto", "gpu", "host", "disk"] = cache
+        self._cache_dir = cache_dir
+        self._max_gpu_gb, self._max_host_gb = max_gpu_gb, max_host_gb
+        self._device: torch.device | None = None
+        self._data: dict[str, Tensor] = {}
+        self._offsets: dict[tuple[int, ...], Tensor] = {}
+
+    @property
+    def device(self) -> torch.device:
+        """Where `batch` gathers, and so where batches come to lie. Known once loaded."""
+        if self._device is None:
+            raise RuntimeError("LeRobotDataset.load(device) comes before its frames can be used")
+        return self._device
+
+    @property
+    def has_rewards(self) -> bool:
+        """Whether batches may hold ``next.reward``."""
+        return "next.reward" in self.meta.columns
+
+    @property
+    def picture_bytes(self) -> int:
+        """What the decoded pictures take."""
+        return sum(self.num_frames * int(np.prod(column.shape)) for column in self.meta.cameras.values())
+
+    def keep(self, keys: Collection[str]) -> None:
+        """Leave out every column that is not among `keys`; before `load`, so that it is not decoded either."""
+        self.meta = _with_columns(self.meta, keys)
+        self.spec = make_spec(self.meta)
+        self.stats = {key: values for key, values in self.stats.items() if key in keys}
+
+    def load(self, device: torch.device, tier: Tier | None = None) -> "LeRobotDataset":
+        """Verify every number, decode every picture that no earlier run decoded, and place all of it.
+
+        Args:
+            device: The device that trains; frames go there if they fit.
+            tier: Where the pictures go; None: as the key ``dataset.cache`` says.
+
+        Returns:
+            Itself.
+
+        Raises:
+            UserError: A file is missing, broken or unlike its description, or there is no room.
+        """
+        # What decodes is imported here: checking a configuration needs none of it.
+        from robolearn.data.lerobot_format.columns import read_columns
+
+        device = torch.device(device)
+        cameras = self.meta.cameras
+        size = self.picture_bytes
+        tier = tier or choose_tier(self._cache, size, device, self._max_gpu_gb, self._max_host_gb)
+        table = read_columns(self.meta, self.episodes, self._tolerance_s)
+        home = device if tier == "gpu" else torch.device("cpu")
+        folder = Path(self._cache_dir).expanduser() if self._cache_dir else cache_dir()
+        data = {key: self._pictures(table, key, folder, tier, home) for key in cameras}
+        for key, values in table.columns.items():
+            data[key] = _tensor(values, key, self.spec).to(home)
+        lengths = torch.as_tensor([episode.length for episode in self.episodes])
+        first = torch.as_tensor(table.starts[:-1]).repeat_interleave(lengths)
+        data["_first"] = first.to(home)
+        data["_last"] = (first + lengths.repeat_interleave(lengths) - 1).to(home)
+        self._data, self._device, self._offsets = data, home, {}
+        self._task_index = data["task_index"].cpu()
+        self._report(tier, size, folder)
+        return self
+
+    def _pictures(self, table, key: str, folder: Path, tier: Tier, home: torch.device) -> Tensor:
+        from robolearn.data.video.camera_frames import get_pictures
+
+        arguments = (self.meta, table, key, folder, self._video_backend, self._tolerance_s)
+        entry = get_pictures(*arguments)
+        if tier == "disk":
+            return entry.mapped()
+        frames = entry.copy_to(home)
+        if frames is None:
+            frames = get_pictures(*arguments, rebuild=True).copy_to(home)
+        if frames is None:
+            raise UserError(f"{entry.file} reads back other bytes than were written: look at that disk.")
+        return frames
+
+    def _report(self, tier: Tier, size: int, folder: Path) -> None:
+        what = f"{self.name}: {self.num_frames:,} frames in {self.num_episodes} episodes"
+        if not size:
+            log.info("%s, without pictures, in memory of %s.", what, self.device)
+            return
+        log.info(
+            "%s; the decoded pictures are used from %s (dataset.cache=%s) and kept for other runs in %s "
+            "(%s; delete that folder to have the room back).",
+            what,
+            PLACES[tier],
+            tier,
+            folder / "frames",
+            frame_cache.gigabytes(size),
+        )
+
+    def batch(
+        self, indices: Tensor, window: Window, *, pin: bool = False, keys: Collection[str] | None = None
+    ) -> Batch:
+        """The frames at `indices` with their windows.
+
+        Waits for no device; offsets beyond an episode's ends give its nearest frame.
+
+        Args:
+            indices: int64 (B,), frames of the chosen episodes counted from 0.
+            window: Offsets, in frames, of observations, actions and rewards.
+            pin: Gather into page-locked memory, from where a copy to the GPU needs no waiting.
+            keys: Gather these alone; None for everything.
+
+        Returns:
+            Every feature of `spec` as (B, T, *shape) and, if the window asks for it, ``next.reward`` (B, T),
+            each with ``<key>_is_pad`` (B, T); every other number of the dataset (``index``,
+            ``episode_index``, ``frame_index``, ``timestamp``, ``task_index``, ``next.done``...) as (B,). Images
+            are uint8, other features of `spec` float32.
+        """
+        home = self.device
+        if indices.device != home:
+            source = indices.pin_memory() if home.type == "cuda" else indices
+            indices = source.to(home, non_blocking=True)
+        first, last = self._data["_first"][indices], self._data["_last"][indices]
+        windowed = dict.fromkeys(self.spec.observation, window.observation) | {"action": window.action}
+        if window.reward and "next.reward" in self._data:
+            windowed["next.reward"] = window.reward
+        rows: dict[tuple[int, ...], tuple[Tensor, Tensor]] = {}
+        result: Batch = {}
+        for key, offsets in windowed.items():
+            if keys is not None and key not in keys:
+                continue
+            if offsets not in rows:
+                wanted = indices[:, None] + self._offset(offsets)
+                low, high = first[:, None], last[:, None]
+                rows[offsets] = (wanted.clamp(low, high), (wanted < low) | (wanted > high))
+            where, pad = rows[offsets]
+            result[key] = take(self._data[key], where, pin)
+            result[f"{key}_is_pad"] = pad.pin_memory() if pin else pad
+        for key, values in self._data.items():
+            if key not in windowed and not key.startswith("_") and (keys is None or key in keys):
+                result[key] = take(values, indices, pin)
+        return result
+
+    def _offset(self, offsets: tuple[int, ...]) -> Tensor:
+        if offsets not in self._offsets:  # Kept, because a copy from ordinary memory makes the host wait.
+            self._offsets[offsets] = torch.tensor(offsets, dtype=torch.int64).to(self.device)
+        return self._offsets[offsets]
+
+    def valid_indices(self, drop_n_last_frames: int) -> Tensor:
+        """The frames to train on: int64 (n,), all but the last `drop_n_last_frames` of every episode.
+
+        Raises:
+            UserError: No frame is left.
+        """
+        parts, start = [], 0
+        for episode in self.episodes:
+            parts.append(torch.arange(start, start + max(episode.length - drop_n_last_frames, 0)))
+            start += episode.length
+        indices = torch.cat(parts)
+        if not len(indices):
+            longest = max(episode.length for episode in self.episodes)
+            raise UserError(
+                f"{self.name} has no episode longer than the {drop_n_last_frames} last frames that the policy "
+                f"leaves out (the longest has {longest}): shorten its horizon, or choose other dataset.episodes."
+            )
+        return indices
+
+    def task_of(self, indices: Tensor) -> list[str]:
+        """What is done at the frames `indices` (B,), in words."""
+        return [self.meta.tasks[int(number)] for number in self._task_index[indices.cpu()]]
+
+
+def make_spec(meta: Meta) -> Spec:
+    """What is observed and commanded in a dataset: its keys ``observation.*`` and ``action``."""
+    observation = {}
+    for key, column in meta.columns.items():
+        if key.startswith("observation.") and column.dtype not in TEXT:
+            kind: Kind = "VISUAL" if column.is_visual else "STATE"
+            kind = "ENV" if key == "observation.environment_state" else kind
+            observation[key] = Feature(kind, column.shape)
+    # Numbers without words are used by no frame, which is checked when frames are read.
+    tasks = tuple(meta.tasks.get(number, "") for number in range(max(meta.tasks, default=-1) + 1))
+    return Spec(observation, Feature("ACTION", meta.columns["action"].shape), meta.fps, meta.settings, tasks)
+
+
+def _with_columns(meta: Meta, keys: Collection[str]) -> Meta:
+    return replace(meta, columns={key: column for key, column in meta.columns.items() if key in keys})
+
+
+def check_excluded(exclude: Collection[str], observed: Collection[str]) -> None:
+    """Refuse to leave out what is not observed, or everything that is.
+
+    Raises:
+        UserError: A key is no observation, or none is left.
+    """
+    for key in exclude:
+        if key not in observed:
+            raise UserError(f"dataset.exclude: {key} is none of the dataset's observations: {', '.join(observed)}.")
+    if exclude and set(exclude) >= set(observed):
+        raise UserError("dataset.exclude leaves no observation; name fewer.")
+
+
+def _tensor(values: np.ndarray, key: str, spec: Spec) -> Tensor:
+    """A column as it is served: features of `spec` float32 (n, *shape), other scalars (n,)."""
+    tensor = torch.from_numpy(np.ascontiguousarray(values))
+    if key == "action" or key in spec.observation:
+        return tensor.to(torch.float32)
+    return tensor.squeeze(1) if tensor.ndim == 2 and tensor.shape[1] == 1 else tensor
+
+
+def take(data: Tensor, rows: Tensor, pin: bool) -> Tensor:
+    """``data[rows]`` for rows of any shape, into page-locked memory if `pin`."""
+    shape = (*rows.shape, *data.shape[1:])
+    if not pin:
+        return data.index_select(0, rows.reshape(-1)).view(shape)
+    out = torch.empty((rows.numel(), *data.shape[1:]), dtype=data.dtype, pin_memory=True)
+    return torch.index_select(data, 0, rows.reshape(-1), out=out).view(shape)

@@ -1,0 +1,131 @@
+"""The numbers of a dataset: every column of its parquet files that is not a picture, verified."""
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from robolearn.data.lerobot_format import validation
+from robolearn.data.lerobot_format.meta import Column, EpisodeMeta, Meta, read_table
+from robolearn.errors import UserError
+
+TEXT = ("string", "large_string")
+DEMANDED = ("episode_index", "frame_index", "timestamp", "index", "task_index")
+
+
+@dataclass(frozen=True)
+class Table:
+    """Frames of the chosen episodes, one after another.
+
+    `columns` hold (n, *shape) by key; episode e of `episodes` occupies rows ``starts[e]`` to
+    ``starts[e + 1] - 1``, and its first row is row ``offsets[e]`` of its own parquet file.
+    """
+
+    episodes: tuple[EpisodeMeta, ...]
+    columns: dict[str, np.ndarray]
+    starts: np.ndarray
+    offsets: tuple[int, ...]
+
+
+def read_columns(meta: Meta, episodes: tuple[EpisodeMeta, ...], tolerance_s: float) -> Table:
+    """Read and verify every numeric column of `episodes`.
+
+    Raises:
+        UserError: A file is missing or broken, or holds other frames than its description tells.
+    """
+    wanted = {key: c for key, c in meta.columns.items() if not c.is_visual and c.dtype not in TEXT}
+    for key in DEMANDED:
+        if key not in wanted:
+            raise UserError(f"{meta.root / 'meta' / 'info.json'} lists no feature {key!r}, which the format demands.")
+    by_file: dict[str, list[int]] = {}
+    for position, episode in enumerate(episodes):
+        by_file.setdefault(episode.data_file, []).append(position)
+
+    def read(item: tuple[str, list[int]]) -> dict[int, tuple[int, dict[str, np.ndarray]]]:
+        name, positions = item
+        return _read_file(meta, wanted, name, {p: episodes[p] for p in positions}, tolerance_s)
+
+    parts: dict[int, tuple[int, dict[str, np.ndarray]]] = {}
+    with ThreadPoolExecutor(8) as pool:
+        for part in pool.map(read, by_file.items()):
+            parts.update(part)
+    ordered = [parts[position] for position in range(len(episodes))]
+    columns = {key: np.concatenate([values[key] for _, values in ordered]) for key in wanted}
+    starts = np.cumsum([0, *(episode.length for episode in episodes)])
+    return Table(episodes, columns, starts, tuple(offset for offset, _ in ordered))
+
+
+def _read_file(
+    meta: Meta, wanted: dict[str, Column], name: str, episodes: dict[int, EpisodeMeta], tolerance_s: float
+) -> dict[int, tuple[int, dict[str, np.ndarray]]]:
+    """The frames of those `episodes` that lie in one file, with the row where each one begins."""
+    path = meta.root / name
+    first = next(iter(episodes.values())).index
+    table = read_table(path, list(wanted), episode=first)
+    values = {key: as_numpy(table, key, column, path) for key, column in wanted.items()}
+    owner = values["episode_index"].reshape(-1)
+    order = np.argsort(owner, kind="stable")
+    parts = {}
+    for position, episode in episodes.items():
+        low, high = np.searchsorted(owner[order], [episode.index, episode.index + 1])
+        rows = order[low:high]
+        validation.check_rows(path, episode, rows)
+        start = int(rows[0])
+        frames = {key: value[start : start + episode.length] for key, value in values.items()}
+        validation.check_frames(path, episode, frames, meta, tolerance_s)
+        parts[position] = (start, frames)
+    return parts
+
+
+def as_numpy(table: pa.Table, key: str, column: Column, path: Path) -> np.ndarray:
+    """The values of a numeric feature, (n, *shape), as they are stored.
+
+    Raises:
+        UserError: A value is missing, or the shape is not the one that ``info.json`` gives.
+    """
+    values: Any = table[key].combine_chunks()
+    nulls = values.null_count
+    while _is_list(values.type):
+        values = values.flatten()
+        nulls += values.null_count
+    if nulls:
+        place = _first_frame(table, lambda row: _has_none(row[key]))
+        raise UserError(f"{path} leaves {key!r} empty at {place}: fetch or write the dataset again.")
+    flat = values.to_numpy(zero_copy_only=False)
+    if flat.dtype == object:
+        raise UserError(
+            f"{path} holds {key!r} as {values.type} at {_first_frame(table)}, but meta/info.json says "
+            f"{column.dtype}: mend info.json or write the dataset again."
+        )
+    expected = int(np.prod(column.shape))
+    if flat.size != table.num_rows * expected:
+        place = _first_frame(table, lambda row: _size(row[key]) != expected)
+        raise UserError(
+            f"{path} holds another number of values in {key!r} at {place} than meta/info.json tells, whose shape "
+            f"{list(column.shape)} makes {expected}: mend info.json or write the dataset again."
+        )
+    return flat.reshape(table.num_rows, *column.shape)
+
+
+def _first_frame(table: pa.Table, is_wrong: Callable[[dict[str, Any]], bool] = lambda row: True) -> str:
+    """The first frame that is wrong, in words; only once something is, since this goes row by row."""
+    for row in table.to_pylist():
+        if is_wrong(row):
+            return f"frame {row['frame_index']} of episode {row['episode_index']}"
+    return "its first frame"
+
+
+def _has_none(value: Any) -> bool:
+    return any(map(_has_none, value)) if isinstance(value, list) else value is None
+
+
+def _size(value: Any) -> int:
+    return sum(map(_size, value)) if isinstance(value, list) else 1
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    return pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)

@@ -1,0 +1,131 @@
+"""One episode on its way into a dataset; made where it was simulated, so nothing here imports torch."""
+
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+from PIL import Image
+
+from robolearn.data.lerobot_format.episode_stats import image_stats
+from robolearn.data.video.encode import Clip, Encoder
+from robolearn.rollouts.rollout import Episode
+
+Feature = dict[str, Any]
+"""A feature of ``info.json``: dtype, shape and names."""
+
+
+def feature(dtype: str, shape: Sequence[int], names: Any = None) -> Feature:
+    """A feature as ``info.json`` has it."""
+    return {"dtype": dtype, "shape": list(shape), "names": names}
+
+
+@dataclass(frozen=True)
+class Record:
+    """One episode to be written.
+
+    Attributes:
+        columns: Values (T, *shape) of every feature but videos and those that the writer makes; an Arrow table holds
+            what arrays can't, such as encoded images.
+        task: What is done, in words; a list has a text for every frame.
+        clips: The video of each camera.
+        stats: Statistics of the cameras; those of numbers are computed.
+        extra: Further columns of the table of episodes.
+        times: Seconds since the episode's start (T,), if not on the raster of the frame rate.
+    """
+
+    columns: Mapping[str, np.ndarray] | pa.Table
+    task: str | Sequence[str]
+    clips: Mapping[str, Clip] = field(default_factory=dict)
+    stats: Mapping[str, dict[str, np.ndarray]] = field(default_factory=dict)
+    extra: Mapping[str, Any] = field(default_factory=dict)
+    times: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
+class Recorder:
+    """Turns episodes into records.
+
+    Args:
+        task: What is done, in words.
+        fps: Frames a second.
+        encoder: How images become video; None keeps them as PNG, without loss, among the numbers.
+        label: Which action is recorded as ``action`` where noise was added: the one that was meant (``clean``), for
+            imitation, or the one that was ``executed``, for reinforcement learning. The other one is recorded as
+            ``executed_action`` or ``clean_action``.
+        noisy: Whether noise was added.
+    """
+
+    task: str
+    fps: float
+    encoder: Encoder | None = field(default_factory=Encoder)
+    label: Literal["clean", "executed"] = "clean"
+    noisy: bool = False
+
+    @property
+    def other_action(self) -> str | None:
+        """The key of the action that is not the label; None where both are one."""
+        return f"{'executed' if self.label == 'clean' else 'clean'}_action" if self.noisy else None
+
+    def features(self, observation: Mapping[str, Sequence[int]], action: Sequence[int], success: bool) -> dict:
+        """The features of ``info.json``.
+
+        Args:
+            observation: Shapes of what is observed, images (C, H, W).
+            action: Shape of actions.
+            success: Whether the simulator knows success.
+        """
+        features: dict[str, Feature] = {}
+        for key, shape in observation.items():
+            if key.startswith("observation.image"):
+                channels, height, width = shape
+                kind = "video" if self.encoder else "image"
+                features[key] = feature(kind, [height, width, channels], ["height", "width", "channels"])
+            else:
+                features[key] = feature("float32", shape)
+        features["action"] = feature("float32", action)
+        if self.other_action:
+            features[self.other_action] = feature("float32", action)
+        features["next.reward"] = feature("float32", [1])
+        features["next.done"] = feature("bool", [1])
+        if success:
+            features["next.success"] = feature("bool", [1])
+        return features
+
+    def __call__(self, episode: Episode, clean: np.ndarray) -> Record:
+        """The record of an episode with its observations; `clean` (T, A) are the actions before noise."""
+        assert episode.observations is not None
+        length = len(episode)
+        columns: dict[str, Any] = {}
+        clips, stats = {}, {}
+        for key, values in episode.observations.items():
+            frames = values[:length]
+            if not key.startswith("observation.image"):
+                columns[key] = frames
+                continue
+            stats[key] = image_stats(frames)
+            if self.encoder:
+                clips[key] = self.encoder(frames, self.fps)
+            else:
+                columns[key] = pa.array([{"bytes": _png(frame), "path": None} for frame in frames], PICTURE)
+        actions = {"clean": clean, "executed": episode.actions}
+        columns["action"] = actions[self.label]
+        if self.other_action:
+            columns[self.other_action] = actions[self.other_action.removesuffix("_action")]
+        columns["next.reward"] = episode.rewards.astype(np.float32)
+        columns["next.done"] = np.arange(length) == length - 1
+        if episode.successes is not None:
+            columns["next.success"] = episode.successes
+        return Record(columns, self.task, clips, stats, {"seed": episode.seed})
+
+
+PICTURE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+"""Images in parquet files, as the package datasets reads them."""
+
+
+def _png(frame: np.ndarray) -> bytes:
+    stream = io.BytesIO()
+    Image.fromarray(np.ascontiguousarray(frame.transpose(1, 2, 0)).squeeze()).save(stream, format="PNG")
+    return stream.getvalue()

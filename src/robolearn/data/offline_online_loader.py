@@ -1,0 +1,79 @@
+"""Batches of the online phase: demonstrations and frames collected since, a fixed share of each."""
+
+from collections.abc import Generator
+from contextlib import closing
+
+import torch
+
+from robolearn.data.loader import Loader
+from robolearn.data.replay_buffer import ReplayBuffer
+from robolearn.data.sampling import mixed
+from robolearn.types import Batch, Window
+
+
+class PhasedLoader:
+    """Demonstrations alone until batch `switch`, from then on a fixed number of samples of the buffer in each batch.
+
+    A batch depends on its number and on what the buffer holds when it is asked for, so that new episodes are drawn
+    from at once and a resumed run sees the batches that one never stopped would. While the buffer holds less than
+    `least_frames`, batches are demonstrations alone.
+
+    Args:
+        offline: Whole batches of demonstrations.
+        demonstrations: The demonstrations' share of mixed batches; None where they have none.
+        replay: What was collected.
+        n_replay: Samples of the buffer in a mixed batch.
+        window: The frames around each sample.
+        device: Where the batches go.
+        switch: The first mixed batch.
+        least_frames: Frames that the buffer holds before it is drawn from.
+        seed: Of the draws from the buffer.
+    """
+
+    def __init__(
+        self,
+        offline: Loader,
+        demonstrations: Loader | None,
+        replay: ReplayBuffer,
+        n_replay: int,
+        window: Window,
+        device: torch.device,
+        switch: int,
+        least_frames: int,
+        seed: int,
+    ) -> None:
+        self.offline, self.demonstrations, self.replay = offline, demonstrations, replay
+        self.n_replay, self.window, self.device = n_replay, window, device
+        self.switch, self.least_frames, self.seed = switch, least_frames, seed
+        self._pin = device.type == "cuda" and replay.device.type == "cpu"
+
+    def starting_at(self, k: int) -> Generator[Batch, None, None]:
+        """Batches k, k + 1, ... without end. Closing the generator ends the threads that gather ahead."""
+        if k < self.switch:
+            with closing(self.offline.starting_at(k)) as batches:
+                for _ in range(k, self.switch):
+                    yield next(batches)
+            k = self.switch
+        if self.demonstrations is None:
+            while True:
+                yield self._collected(k) if self.ready else self.offline[k]
+                k += 1
+        with closing(self.demonstrations.starting_at(k - self.switch)) as batches:
+            for demonstrated in batches:
+                yield joined(demonstrated, self._collected(k)) if self.ready else self.offline[k]
+                k += 1
+
+    @property
+    def ready(self) -> bool:
+        """Whether the buffer is drawn from."""
+        return bool(self.n_replay and self.replay.drawable and self.replay.frames >= self.least_frames)
+
+    def _collected(self, k: int) -> Batch:
+        generator = torch.Generator().manual_seed(mixed(self.seed, k))
+        batch = self.replay.batch(self.replay.draw(self.n_replay, generator), self.window, pin=self._pin)
+        return {key: value.to(self.device, non_blocking=self._pin) for key, value in batch.items()}
+
+
+def joined(one: Batch, other: Batch) -> Batch:
+    """Both batches in one, with the keys that both have and the types of the first."""
+    return {key: torch.cat([value, other[key].to(value.dtype)]) for key, value in one.items() if key in other}

@@ -1,0 +1,1 @@
+"""Video and images to frames and back, and the cache of decoded frames."""

@@ -1,0 +1,284 @@
+"""How well an agent does in a simulator."""
+
+import math
+import random
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import NormalDist
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from robolearn.envs.factory import Simulator
+from robolearn.errors import UserError
+from robolearn.rollouts.rollout import Actor, Episode, Sink, Stopped, rollout
+from robolearn.rollouts.video_recorder import grid, mp4, shrink
+from robolearn.system.files import write_json
+
+__all__ = ["EvalResult", "Evaluator", "Stopped"]
+
+TILE = 192
+"""Pixels a side that an episode may take in the grid's video."""
+
+
+@dataclass(frozen=True)
+class EvalResult:
+    """What an evaluation came to.
+
+    Attributes:
+        scalars: ``success_rate`` in [0, 1] with its 95 % Wilson interval ``success_low`` and ``success_high`` (all
+            three left out where the simulator knows no success), ``avg_sum_reward``, ``avg_max_reward``,
+            ``avg_length`` in steps, ``seconds_per_episode``.
+        episodes: One dict an episode, as in eval.json.
+        video: The grid of filmed episodes (T, H, W, 3) uint8, a tile at most 192 pixels a side; None without any.
+        fps: Of the video.
+    """
+
+    scalars: dict[str, float]
+    episodes: list[dict[str, Any]]
+    video: np.ndarray | None
+    fps: float
+
+
+class Evaluator:
+    """Runs episodes whose seeds depend on `seed` alone: episode i starts from seed + i, whatever the batch size.
+
+    What the policy draws depends on `seed` and `batch_size`, so equal settings repeat an evaluation.
+
+    Args:
+        env: The simulator.
+        n_episodes: How many episodes.
+        batch_size: How many run side by side.
+        use_async_envs: Give each simulator a process of its own.
+        seed: Of the first episode; also of Python's, numpy's and torch's generators during the evaluation.
+        n_videos: How many episodes, the first ones, become MP4s.
+        task: What a policy that reads it is told to do, in words; None: see `choose_task`.
+
+    Raises:
+        UserError: The numbers make no sense, or videos are asked of an environment that renders none.
+    """
+
+    def __init__(
+        self,
+        env: Simulator,
+        n_episodes: int = 50,
+        batch_size: int = 50,
+        use_async_envs: bool = False,
+        seed: int = 100_000,
+        n_videos: int = 4,
+        task: str | None = None,
+    ) -> None:
+        least = {
+            "n_episodes": (n_episodes, 1),
+            "batch_size": (batch_size, 1),
+            "seed": (seed, 0),
+            "n_videos": (n_videos, 0),
+        }
+        for name, (value, minimum) in least.items():
+            if value < minimum:
+                raise UserError(f"eval.{name}={value} must be at least {minimum}.")
+        if batch_size > n_episodes:
+            raise UserError(
+                f"eval.batch_size={batch_size} is more than eval.n_episodes={n_episodes}, so that simulators would "
+                f"stand idle; set eval.batch_size={n_episodes}."
+            )
+        if n_videos and not env.can_render:
+            raise UserError(
+                f"eval.n_videos={n_videos} needs env.render_mode=rgb_array instead of {env.render_mode}; "
+                "set eval.n_videos=0 or render."
+            )
+        self.env, self.n_episodes, self.batch_size = env, n_episodes, batch_size
+        self.task = task
+        self.use_async_envs, self.seed, self.n_videos = use_async_envs, seed, min(n_videos, n_episodes)
+
+    def __call__(self, agent: Actor, folder: Path, stop: Callable[[], bool] = lambda: False) -> EvalResult:
+        """Evaluate; writes eval.json, episode_NNN.mp4 and grid.mp4.
+
+        All global generators are left as they were found.
+
+        Args:
+            agent: Acts, with its policy in evaluation mode.
+            folder: Made if it is not there.
+            stop: Asked before every step; True ends the evaluation.
+
+        Raises:
+            Stopped: `stop` said so.
+            UserError: A simulator failed, or the folder can't be written.
+        """
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with _Films(folder, self.env.fps) as films:
+                start = time.perf_counter()
+                with seeded(self.seed):
+                    episodes = self._episodes(agent, films, stop)
+                seconds = time.perf_counter() - start
+                video = films.grid()
+            scalars = summary(episodes) | {"seconds_per_episode": seconds / len(episodes)}
+            result = EvalResult(scalars, _rows(episodes, films.names), video, self.env.fps)
+            write_json(folder / "eval.json", self._record(result, getattr(agent, "tasks", ())))
+        except OSError as error:
+            raise UserError(
+                f"The evaluation can't be written to {folder}: {error.strerror or error}; "
+                "make room there or give another output_dir."
+            ) from error
+        return result
+
+    def _episodes(self, agent: Actor, films: "_Films", stop: Callable[[], bool]) -> list[Episode]:
+        episodes: list[Episode] = []
+        env = self.env.make(self.batch_size, self.use_async_envs)
+        try:
+            with _Bar(self.n_episodes) as bar:
+                for first in range(0, self.n_episodes, self.batch_size):
+                    numbers = range(first, min(first + self.batch_size, self.n_episodes))
+                    film = {n - first: films.sink(n) for n in numbers if n < self.n_videos}
+                    seeds = [self.seed + n for n in numbers]
+                    episodes += rollout(env, agent, seeds, film=film, stop=stop, on_step=bar.step)
+                    films.close()
+        finally:
+            env.close()
+        return episodes
+
+    def _record(self, result: EvalResult, told: Sequence[str]) -> dict[str, Any]:
+        return {
+            **result.scalars,
+            "n_episodes": self.n_episodes,
+            "batch_size": self.batch_size,
+            "seed": self.seed,
+            "env": self.env.describe(),
+            **({"task": told[0]} if told else {}),
+            "episodes": result.episodes,
+        }
+
+
+class _Films:
+    """The videos of the filmed episodes; frames go to their files as they come, only small ones stay in memory."""
+
+    def __init__(self, folder: Path, fps: float) -> None:
+        self.folder, self.fps = folder, fps
+        self.names: list[str] = []
+        self._small: list[list[np.ndarray]] = []
+        self._files = ExitStack()
+
+    def __enter__(self) -> "_Films":
+        return self
+
+    def __exit__(self, *error: Any) -> bool | None:
+        return self._files.__exit__(*error)
+
+    def sink(self, number: int) -> Sink:
+        name, small = f"episode_{number:03d}.mp4", []
+        write = self._files.enter_context(mp4(self.folder / name, self.fps))
+        self.names.append(name)
+        self._small.append(small)
+
+        def take(frame: np.ndarray) -> None:
+            write(frame)
+            small.append(shrink(frame, TILE))
+
+        return take
+
+    def close(self) -> None:
+        """Finish the files of a batch."""
+        self._files.close()
+
+    def grid(self) -> np.ndarray | None:
+        """All episodes in one video, also written to grid.mp4."""
+        if not self._small:
+            return None
+        together = grid(self._small, columns=math.ceil(math.sqrt(len(self._small))))
+        with mp4(self.folder / "grid.mp4", self.fps) as write:
+            for frame in together:
+                write(frame)
+        return together
+
+
+@dataclass
+class _Bar:
+    """Episodes that have ended, with their success so far, and the step of those that run."""
+
+    total: int
+    successes: list[bool | None] = field(default_factory=list)
+    steps: int = 0
+
+    def __enter__(self) -> "_Bar":
+        # disable=None: no bar where there is no terminal, since a log has no use for one
+        self._bar = tqdm(
+            total=self.total, desc="evaluation", unit="episode", leave=False, disable=None, dynamic_ncols=True
+        )
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._bar.close()
+
+    def step(self, ended: list[bool | None]) -> None:
+        self.successes += ended
+        self.steps += 1
+        known = [success for success in self.successes if success is not None]
+        rate = f", success {sum(known) / len(known):.0%}" if known else ""
+        self._bar.set_postfix_str(f"step {self.steps}{rate}", refresh=False)
+        self._bar.update(len(ended))
+
+
+def summary(episodes: Sequence[Episode]) -> dict[str, float]:
+    """The scalars of an evaluation; means are over episodes."""
+    scalars = {
+        "avg_sum_reward": float(np.mean([e.rewards.sum() for e in episodes])),
+        "avg_max_reward": float(np.mean([e.rewards.max() for e in episodes])),
+        "avg_length": float(np.mean([len(e) for e in episodes])),
+    }
+    successes = [e.success for e in episodes if e.success is not None]
+    if len(successes) < len(episodes):
+        return scalars
+    low, high = wilson_interval(sum(successes), len(successes))
+    return {"success_rate": sum(successes) / len(successes), "success_low": low, "success_high": high} | scalars
+
+
+def wilson_interval(successes: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
+    """The score interval of a proportion (Wilson 1927; Newcombe 1998, method 3), without continuity correction."""
+    z = NormalDist().inv_cdf((1 + confidence) / 2)
+    rate = successes / n
+    centre = (rate + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * math.sqrt(rate * (1 - rate) / n + z * z / (4 * n * n))
+    # At 0 and n the bound is exactly 0 or 1, which rounding misses.
+    return (0.0 if successes == 0 else centre - half), (1.0 if successes == n else centre + half)
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Seed the global generators of Python, numpy and torch, on every device in use; put them back at the end."""
+    python, numpy = random.getstate(), np.random.get_state()
+    mps = torch.mps.get_rng_state() if torch.backends.mps.is_available() else None
+    gpus = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []
+    try:
+        with torch.random.fork_rng(gpus):
+            torch.manual_seed(seed)
+            random.seed(seed)
+            np.random.seed(seed % 2**32)
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)
+        if mps is not None:
+            torch.mps.set_rng_state(mps)
+
+
+def _rows(episodes: Sequence[Episode], videos: Sequence[str]) -> list[dict[str, Any]]:
+    return [
+        {
+            "episode": number,
+            "seed": episode.seed,
+            "success": episode.success,
+            "sum_reward": float(episode.rewards.sum()),
+            "max_reward": float(episode.rewards.max()),
+            "length": len(episode),
+            "terminated": episode.terminated,
+            "truncated": episode.truncated,
+            "video": videos[number] if number < len(videos) else None,
+        }
+        for number, episode in enumerate(episodes)
+    ]

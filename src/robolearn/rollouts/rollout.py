@@ -1,0 +1,196 @@
+"""Episodes of an agent in a vector of simulators, for evaluation and for collecting data alike."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from robolearn.envs.wrappers import Simulators
+from robolearn.errors import UserError
+
+Observation = dict[str, np.ndarray]
+Sink = Callable[[np.ndarray], None]
+
+
+class Actor(Protocol):
+    """What acts in N simulators at once: an `Agent`, or a script."""
+
+    def reset(self) -> None:
+        """Forget everything; new episodes start."""
+
+    def __call__(self, observation: Observation, /) -> np.ndarray:
+        """Actions (N, A) for observations (N, ...), in the simulator's units."""
+        ...
+
+
+class Stopped(Exception):  # noqa: N818 (nothing went wrong)
+    """A rollout that was asked to stop before its end."""
+
+
+@dataclass(frozen=True)
+class Episode:
+    """One episode of T steps, the terminal one included and nothing after it.
+
+    Attributes:
+        seed: The simulator's seed.
+        actions: (T, A) float32, as they were given to the simulator.
+        rewards: (T,) float64.
+        successes: (T,) bool, what the simulator said at each step; None where it knows no success.
+        terminated: The task ended it.
+        truncated: The time limit ended it.
+        observations: (T + 1, ...) by dataset key, the last one seen after the last action; None unless kept.
+    """
+
+    seed: int
+    actions: np.ndarray
+    rewards: np.ndarray
+    successes: np.ndarray | None
+    terminated: bool
+    truncated: bool
+    observations: Observation | None = None
+
+    @property
+    def success(self) -> bool | None:
+        """Whether the simulator reported a success at any step; None where it knows none."""
+        return None if self.successes is None else bool(self.successes.any())
+
+    def __len__(self) -> int:
+        return len(self.rewards)
+
+
+class _Record:
+    """The steps of all places of a vector, cut into episodes at the end."""
+
+    def __init__(self, keep_observations: bool) -> None:
+        self.keep = keep_observations
+        self.actions: list[np.ndarray] = []
+        self.rewards: list[np.ndarray] = []
+        self.successes: list[np.ndarray] = []
+        self.observations: list[Observation] = []
+
+    def observe(self, observation: Observation) -> None:
+        if self.keep:
+            self.observations.append({key: value.copy() for key, value in observation.items()})
+
+    def step(self, actions: np.ndarray, rewards: np.ndarray, info: dict) -> None:
+        self.actions.append(actions)
+        self.rewards.append(rewards)
+        if "success" in info:
+            self.successes.append(info["success"])
+
+    def episode(self, place: int, seed: int, length: int, terminated: bool, truncated: bool) -> Episode:
+        def cut(steps: list[np.ndarray]) -> np.ndarray:
+            return np.stack([step[place] for step in steps[:length]])
+
+        observations = None
+        if self.keep:
+            # One more than the actions: what the last of them led to.
+            until = self.observations[: length + 1]
+            observations = {key: np.stack([o[key][place] for o in until]) for key in until[0]}
+        return Episode(
+            seed=seed,
+            actions=cut(self.actions).astype(np.float32),
+            rewards=cut(self.rewards),
+            successes=cut(self.successes).astype(bool) if self.successes else None,
+            terminated=terminated,
+            truncated=truncated,
+            observations=observations,
+        )
+
+
+def rollout(
+    env: Simulators,
+    agent: Actor,
+    seeds: Sequence[int],
+    *,
+    keep_observations: bool = False,
+    film: Mapping[int, Sink] | None = None,
+    stop: Callable[[], bool] = lambda: False,
+    on_step: Callable[[list[bool | None]], None] = lambda successes: None,
+) -> list[Episode]:
+    """Run an episode for each seed, side by side, until all have ended; those that have ended are not stepped.
+
+    Args:
+        env: N simulators, as `Simulator.make` gives them.
+        agent: Reset here.
+        seeds: Of the episodes, N or fewer; simulators without one stay idle.
+        keep_observations: Keep what was observed.
+        film: By the episode's place in `seeds`, what takes its rendered frames (H, W, 3) uint8 as they come: the one
+            after the reset and one a step. ``frames.append`` keeps them.
+        stop: Asked before every step; True ends the rollout.
+        on_step: Told after every step how the episodes that it ended went.
+
+    Returns:
+        The episodes, in the order of the seeds.
+
+    Raises:
+        Stopped: `stop` said so.
+        UserError: A simulator failed, or the agent's actions are not what it takes.
+    """
+    if not 0 < len(seeds) <= env.num_envs:
+        raise ValueError(f"{len(seeds)} seeds for {env.num_envs} simulators")
+    try:
+        return _rollout(env, agent, list(seeds), _Record(keep_observations), film or {}, stop, on_step)
+    except (EOFError, ConnectionError) as error:
+        raise UserError(
+            f"The process of a simulator died in an episode with one of the seeds {seeds[0]} to {seeds[-1]} "
+            "(too little memory?); set eval.use_async_envs=false or a smaller eval.batch_size."
+        ) from error
+
+
+def _rollout(
+    env: Simulators,
+    agent: Actor,
+    seeds: list[int],
+    record: _Record,
+    film: Mapping[int, Sink],
+    stop: Callable[[], bool],
+    on_step: Callable[[list[bool | None]], None],
+) -> list[Episode]:
+    active = np.arange(env.num_envs) < len(seeds)
+    ended: dict[int, Episode] = {}
+    env.set_attr("idle", (~active).tolist())
+    env.set_attr("filmed", [place in film for place in range(env.num_envs)])
+    agent.reset()
+    places: list[int | None] = [*seeds, *[0] * (env.num_envs - len(seeds))]
+    observation, _ = env.reset(seed=places)
+    record.observe(observation)
+    _shoot(env, film)
+    length = 0
+    while active.any():
+        if stop():
+            raise Stopped
+        actions = agent(observation)
+        _check_actions(actions, env, active, length)
+        observation, rewards, terminated, truncated, info = env.step(actions)
+        length += 1
+        record.step(actions, rewards, info)
+        record.observe(observation)
+        _shoot(env, film)
+        done = active & (terminated | truncated)
+        for place in np.flatnonzero(done).tolist():
+            flags = bool(terminated[place]), bool(truncated[place])
+            ended[place] = record.episode(place, seeds[place], length, *flags)
+        active &= ~done
+        on_step([ended[place].success for place in np.flatnonzero(done).tolist()])
+    return [ended[place] for place in range(len(seeds))]
+
+
+def _shoot(env: Simulators, film: Mapping[int, Sink]) -> None:
+    if not film:
+        return
+    frames = env.call("frame")
+    for place, sink in film.items():
+        if frames[place] is not None:
+            sink(frames[place])
+
+
+def _check_actions(actions: np.ndarray, env: Simulators, active: np.ndarray, step: int) -> None:
+    if actions.shape != env.action_space.shape:
+        raise UserError(
+            f"The policy gives actions of shape {actions.shape[1:]}, the simulator takes {env.action_space.shape[1:]};"  # type: ignore[index]
+            " evaluate it in the env of its dataset."
+        )
+    if not np.isfinite(actions[active]).all():
+        raise UserError(f"The policy's action at step {step} of an episode is not finite; its training has diverged.")

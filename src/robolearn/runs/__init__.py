@@ -1,0 +1,1 @@
+"""A run's folder, and the loggers that write into it."""

@@ -1,0 +1,1 @@
+"""Sweeps: reports on their runs, and what failed to launch."""

@@ -1,0 +1,45 @@
+"""A sweep as one HTML file that needs nothing else: parallel coordinates, curves and a table that sorts."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from robolearn.sweeps.report import LOSS, Sweep, curve
+
+TEMPLATE = Path(__file__).with_name("page.html")
+MAX_CURVES = 200
+"""Runs whose curves are drawn, the best ones; more would be one grey area and megabytes."""
+
+
+def page(sweep: Sweep) -> str:
+    """The page's text."""
+    # Text from files must not end the script element.
+    data = json.dumps(_data(sweep)).replace("</", "<\\/")
+    return TEMPLATE.read_text().replace("/*DATA*/null", data)
+
+
+def _data(sweep: Sweep) -> dict[str, Any]:
+    sign = 1 if sweep.minimize else -1
+    ranked = sorted((run for run in sweep.runs if run.best is not None), key=lambda run: sign * (run.best or 0.0))
+    drawn = {run.name for run in ranked[:MAX_CURVES]}
+    runs = []
+    for run in sweep.runs:
+        folder = run.folder if run.name in drawn else None
+        runs.append(
+            {
+                "name": run.name,
+                "values": [run.overrides.get(key, "") for key in sweep.keys],
+                **{name: getattr(run, name) for name in ("state", "step", "steps", "last", "best", "error")},
+                "metric": curve(folder, sweep.metric) if folder else [],
+                "loss": curve(folder, LOSS) if folder and sweep.metric != LOSS else [],
+            }
+        )
+    return {
+        "title": str(sweep.folder),
+        "metric": sweep.metric,
+        "minimize": sweep.minimize,
+        "keys": sweep.keys,
+        "counts": sweep.counts(),
+        "runs": runs,
+        "groups": [vars(group) for group in sweep.groups()],
+    }

@@ -1,0 +1,24 @@
+"""Where the configuration files and the caches lie."""
+
+import os
+from pathlib import Path
+
+from robolearn.errors import UserError
+
+
+def conf_dir() -> Path:
+    """The folder of the configuration files: inside the installed package, or at the top of a checkout.
+
+    Raises:
+        UserError: It is in neither place.
+    """
+    package = Path(__file__).resolve().parents[1]
+    for folder in (package / "conf", package.parents[1] / "conf"):
+        if (folder / "train.yaml").is_file():
+            return folder
+    raise UserError(f"The configuration files are not beside {package}; install robolearn again.")
+
+
+def cache_dir() -> Path:
+    """Where caches go: ``$ROBOLEARN_CACHE``, else ``~/.cache/robolearn``."""
+    return Path(os.environ.get("ROBOLEARN_CACHE") or "~/.cache/robolearn").expanduser()

@@ -1,0 +1,1 @@
+"""The parts of an update: gradients, schedules, averaged weights, CUDA graphs, metrics."""

@@ -1,0 +1,1 @@
+"""Stand-ins for policies, environments, datasets and runs, small enough for fast tests."""

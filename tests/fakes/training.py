@@ -1,0 +1,160 @@
+"""A run small enough to be trained in milliseconds: six weights, data in memory, an evaluator that counts."""
+
+import json
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from robolearn.checkpoints.store import Checkpoints
+from robolearn.data.loader import Loader
+from robolearn.data.sampling import BatchSampler
+from robolearn.normalize import Normalizer
+from robolearn.policies.base import Policy
+from robolearn.rollouts.evaluation import EvalResult, Stopped
+from robolearn.runs.logger import Logger
+from robolearn.runs.run import Run
+from robolearn.trainer import Cadence, Trainer
+from robolearn.training.ema import Ema
+from robolearn.training.optim import diffuser, merge_options
+from robolearn.types import Batch, Feature, Spec, Window
+
+CPU = torch.device("cpu")
+SPEC = Spec({"observation.state": Feature("STATE", (2,))}, Feature("ACTION", (2,)), 10.0)
+CONFIG = {"seed": 0, "batch_size": 4, "offline": {"steps": 12}, "policy": {"width": 2}}
+FRAMES = 30
+
+
+class Data:
+    """Frames of random numbers, gathered as a dataset does."""
+
+    device = CPU
+
+    def __init__(self) -> None:
+        generator = torch.Generator().manual_seed(0)
+        self.state = torch.randn(FRAMES, 1, 2, generator=generator)
+        self.action = self.state * 2 + 0.1 * torch.randn(FRAMES, 1, 2, generator=generator)
+
+    def batch(self, indices: Tensor, window: Window, *, pin: bool = False) -> Batch:
+        return {"observation.state": self.state[indices], "action": self.action[indices], "index": indices}
+
+
+class Line(Policy):
+    """A linear policy whose loss draws from every generator; `at` holds what happens in the loss of which call."""
+
+    window = Window()
+    n_action_steps = 1
+    normalization_mapping: dict = {}
+
+    def __init__(self, noise: float = 0.1, at: dict[int, Callable[[], Any]] | None = None) -> None:
+        super().__init__()
+        self.line = nn.Linear(2, 2)
+        self.noise, self.at, self.calls = noise, at or {}, 0
+
+    def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        self.calls += 1
+        told = self.at[self.calls]() if self.calls in self.at else None
+        noise = torch.randn(batch["action"].shape) + random.random() + float(np.random.rand())
+        errors = (self.line(batch["observation.state"]) - batch["action"] + self.noise * noise) ** 2
+        loss = errors.mean()
+        if isinstance(told, float):
+            loss = loss * told
+        return loss, {"largest": errors.detach().max()}
+
+    def act(self, observation: Batch) -> Tensor:
+        return self.line(observation["observation.state"])
+
+
+class Counting:
+    """An evaluator whose success rate is a function of the weights; `stops` are the calls that a signal interrupts."""
+
+    def __init__(self, during: dict[int, Callable[[], Any]] | None = None) -> None:
+        self.during, self.calls, self.folders = during or {}, 0, []
+
+    def __call__(self, agent: Any, folder: Path, stop: Callable[[], bool] = lambda: False) -> EvalResult:
+        self.calls += 1
+        if self.calls in self.during:
+            self.during[self.calls]()
+        if stop():
+            raise Stopped
+        self.folders.append(folder.name)
+        assert not agent.policy.training
+        weights = torch.cat([p.flatten() for p in agent.policy.parameters()])
+        return EvalResult({"success_rate": weights.double().sin().sum().item()}, [], None, 10.0)
+
+
+def trainer(
+    folder: Path,
+    *,
+    steps: int = 12,
+    log: int = 3,
+    evaluate: int = 0,
+    save: int = 4,
+    checkpoint: bool = True,
+    policy: Line | None = None,
+    evaluator: Any = None,
+    ema: bool = False,
+    tensorboard: bool = False,
+    batch_size: int = 4,
+    lr: float = 0.05,
+    warmup: int = 2,
+    optimizer: Any = torch.optim.Adam,
+    keep_last: int = 2,
+    num_workers: int = 0,
+    **options: Any,
+) -> Trainer:
+    """A run in a folder, new or to be resumed, seeded as an entry point does."""
+    given = policy or Line()
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
+    for parameter in given.parameters():
+        nn.init.zeros_(parameter)
+    folder.mkdir(parents=True, exist_ok=True)
+    adam = optimizer(merge_options(given.param_groups(), {}), lr=lr)
+    data = Data()
+    return Trainer(
+        policy=given,
+        normalizer=Normalizer(SPEC, given.normalization_mapping),
+        optimizer=adam,
+        schedule=diffuser(adam, steps, num_warmup_steps=warmup),
+        loader=Loader(data, BatchSampler(torch.arange(FRAMES), batch_size, 0), given.window, CPU, num_workers),
+        device=CPU,
+        steps=steps,
+        cadence=Cadence(log, evaluate, save, checkpoint),
+        run=Run(folder, CONFIG, []),
+        logger=Logger(folder, tensorboard),
+        checkpoints=Checkpoints(folder, "seed: 0\n", SPEC, keep_last),
+        evaluator=evaluator,
+        ema=Ema(given) if ema else None,
+        **options,
+    )
+
+
+def trained(folder: Path, **options: Any) -> Trainer:
+    """A run that came to its end."""
+    made = trainer(folder, **options)
+    made.train()
+    return made
+
+
+def metrics(folder: Path) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl without what depends on the clock."""
+    file = folder / "metrics.jsonl"
+    lines = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+    clock = ("time", "train/samples_per_s", "train/data_wait")
+    return [{key: value for key, value in line.items() if key not in clock} for line in lines]
+
+
+def saved(folder: Path) -> list[int]:
+    """The steps whose checkpoints are there."""
+    return sorted(int(path.name) for path in (folder / "checkpoints").glob("[0-9]*"))
+
+
+def status(folder: Path) -> dict[str, Any]:
+    """The content of status.json."""
+    return json.loads((folder / "status.json").read_text())

@@ -1,0 +1,270 @@
+"""Diffusion Policy: what its constructor refuses, its windows, its loss and its actions."""
+
+from typing import Any
+
+import pytest
+import torch
+from fakes.policy import ACTION_DIM, batch, diffusion, spec
+from torch.nn import functional as F
+
+from robolearn.errors import UserError
+from robolearn.types import Feature, Spec
+
+KEYPOINTS = spec(environment=True)
+
+REFUSED = [
+    ({"n_obs_steps": 0}, r"policy.n_obs_steps=0 and policy.n_action_steps=4 must be at least 1"),
+    ({"n_action_steps": 0}, r"policy.n_action_steps=0 must be at least 1"),
+    ({"horizon": 9}, r"policy.horizon=9 must be a multiple of 4, .*policy.down_dims.*the nearest is 8"),
+    ({"horizon": 0}, r"policy.horizon=0 must be a multiple of 4, .*the nearest is 4"),
+    ({"n_action_steps": 8}, r"policy.n_action_steps=8 is more than the 7 actions that policy.horizon=8 leaves"),
+    ({"n_obs_steps": 6}, r"policy.n_action_steps=4 is more than the 3 actions .*policy.n_obs_steps=6"),
+    ({"drop_n_last_frames": -1}, r"policy.drop_n_last_frames=-1 must not be negative"),
+    ({"down_dims": [8, 15]}, r"policy.down_dims=\[8, 15\] must be multiples of policy.n_groups=4"),
+    ({"n_obs_steps": 9}, r"policy.n_obs_steps=9 is more than the policy.horizon=8 frames of a trajectory"),
+    ({"down_dims": []}, r"policy.down_dims=\[\] must name the channels of at least one level"),
+    ({"n_groups": 0}, r"policy.n_groups=0"),
+    ({"final_n_groups": 3}, r"policy.down_dims=\[8\] must be multiples of policy.final_n_groups=3"),
+    ({"final_n_groups": 0}, r"policy.final_n_groups=0"),
+    ({"kernel_size": 4}, r"policy.kernel_size=4 must be odd"),
+    ({"kernel_size": -1}, r"policy.kernel_size=-1 must be odd"),
+    ({"diffusion_step_embed_dim": 7}, r"policy.diffusion_step_embed_dim=7 must be even and at least 4"),
+    ({"diffusion_step_embed_dim": 2}, r"policy.diffusion_step_embed_dim=2 must be even and at least 4"),
+    ({"num_train_timesteps": 0, "num_inference_steps": None}, r"policy.num_train_timesteps=0 must be at least 1"),
+    ({"num_inference_steps": 11}, r"policy.num_inference_steps=11 must be between 1 and policy.num_train_timesteps=10"),
+    ({"num_inference_steps": 0}, r"policy.num_inference_steps=0 must be between 1 and"),
+    (
+        {"beta_schedule": "linear", "beta_end": 2.0},
+        r"policy.beta_start=0.0001 and policy.beta_end=2.0 must lie between",
+    ),
+    ({"beta_schedule": "linear", "beta_start": 0.5, "beta_end": 0.1}, r"must lie between 0 and 1, the first not above"),
+    ({"beta_schedule": "sigmoid", "noise_scheduler_type": "DDIM"}, r"policy.beta_schedule=sigmoid: DDIM has none"),
+    ({"clip_sample_range": 0.0}, r"policy.clip_sample_range=0.0 must be greater than 0"),
+]
+
+
+@pytest.mark.parametrize(("options", "message"), REFUSED, ids=[str(options) for options, _ in REFUSED])
+def test_refuses(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        diffusion(KEYPOINTS, **options)
+
+
+REFUSED_WITH_IMAGES = [
+    ({"crop_shape": [64]}, r"policy.crop_shape=\[64\] must be \[height, width\] or null"),
+    ({"crop_shape": [64, 73]}, r"policy.crop_shape=\[64, 73\] does not fit in the images of 72 x 72 pixels"),
+    ({"crop_shape": [0, 64]}, r"policy.crop_shape=\[0, 64\] does not fit"),
+    ({"pretrained_backbone_weights": "x.pth"}, r"BatchNorm layers, which policy.use_group_norm=true replaces"),
+    ({"vision_backbone": "vgg11"}, r"policy.vision_backbone=vgg11 is none of torchvision's"),
+    ({"spatial_softmax_num_keypoints": 0}, r"policy.spatial_softmax_num_keypoints=0 must be at least 1"),
+]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"), REFUSED_WITH_IMAGES, ids=[str(options) for options, _ in REFUSED_WITH_IMAGES]
+)
+def test_refuses_with_images(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        diffusion(spec(cameras=1), **options)
+
+
+def test_refuses_a_robot_that_sees_nothing() -> None:
+    message = r"needs a camera or observation.environment_state; the dataset has observation.state only"
+    with pytest.raises(UserError, match=message):
+        diffusion(spec())
+
+
+def test_refuses_cameras_of_different_shapes() -> None:
+    images = {
+        "observation.images.a": Feature("VISUAL", (3, 32, 32)),
+        "observation.images.b": Feature("VISUAL", (3, 32, 40)),
+    }
+    with pytest.raises(UserError, match=r"cameras of one shape, the dataset has observation.images.a \(3, 32, 32\), "):
+        diffusion(Spec(images, Feature("ACTION", (2,)), 10.0))
+
+
+def test_window_holds_the_observed_frames_and_the_trajectory_from_the_oldest() -> None:
+    policy = diffusion(KEYPOINTS, n_obs_steps=3)
+    assert policy.window.observation == (-2, -1, 0)
+    assert policy.window.action == (-2, -1, 0, 1, 2, 3, 4, 5)
+
+
+def test_dropped_frames_are_those_whose_executed_actions_would_be_padding() -> None:
+    assert diffusion(KEYPOINTS, n_obs_steps=2, horizon=16, n_action_steps=8).drop_n_last_frames == 7
+    assert diffusion(KEYPOINTS, n_obs_steps=2, horizon=8, n_action_steps=7).drop_n_last_frames == 0
+    assert diffusion(KEYPOINTS, drop_n_last_frames=0).drop_n_last_frames == 0
+
+
+SPECS = {
+    "one camera": spec(cameras=1),
+    "two cameras": spec(cameras=2),
+    "camera and environment state": spec(cameras=1, environment=True),
+    "environment state": KEYPOINTS,
+    "environment state without the robot's own": spec(state=False, environment=True),
+    "camera without the robot's state": spec(cameras=1, state=False),
+}
+
+
+@pytest.mark.parametrize("of", SPECS.values(), ids=SPECS)
+def test_learns_and_acts_from(of: Spec) -> None:
+    policy = diffusion(of)
+    given = batch(policy, of)
+    loss, _ = policy.loss(given)
+    loss.backward()
+    assert loss.isfinite()
+    assert all(p.grad is not None for p in policy.parameters())
+    with torch.inference_mode():
+        actions = policy.eval().act({key: given[key] for key in of.observation})
+    assert actions.shape == (3, 7, ACTION_DIM)
+    assert actions.isfinite().all()
+
+
+def test_a_shared_encoder_is_one_and_separate_ones_are_as_many_as_cameras() -> None:
+    of = spec(cameras=2)
+    assert len(diffusion(of).encoders) == 1
+    assert len(diffusion(of, use_separate_rgb_encoder_per_camera=True).encoders) == 2
+
+
+def test_separate_encoders_see_their_own_camera_each() -> None:
+    of = spec(cameras=2)
+    policy = diffusion(of, use_separate_rgb_encoder_per_camera=True).eval()
+    given = batch(policy, of)
+    features = policy.encode_images(torch.stack([given[key] for key in policy.cameras], dim=2))
+    per_camera = features.shape[-1] // 2
+    changed = given | {policy.cameras[1]: torch.zeros_like(given[policy.cameras[1]])}
+    other = policy.encode_images(torch.stack([changed[key] for key in policy.cameras], dim=2))
+    assert torch.equal(features[..., :per_camera], other[..., :per_camera])
+    assert not torch.equal(features[..., per_camera:], other[..., per_camera:])
+
+
+def test_a_shared_encoder_gives_equal_features_for_equal_images() -> None:
+    of = spec(cameras=2)
+    policy = diffusion(of).eval()
+    image = torch.rand(2, 2, 1, 3, 72, 72).expand(2, 2, 2, 3, 72, 72)
+    first, second = policy.encode_images(image).chunk(2, dim=-1)
+    torch.testing.assert_close(first, second)
+
+
+def test_crops_at_random_in_training_and_in_the_middle_when_acting() -> None:
+    policy = diffusion(spec(cameras=1))
+    images = torch.rand(4, 2, 1, 3, 72, 72)
+    assert not torch.equal(policy.encode_images(images), policy.encode_images(images))
+    policy.eval()
+    assert torch.equal(policy.encode_images(images), policy.encode_images(images))
+
+
+def test_a_crop_that_is_not_random_is_the_same_in_training() -> None:
+    policy = diffusion(spec(cameras=1), crop_is_random=False)
+    images = torch.rand(4, 2, 1, 3, 72, 72)
+    assert torch.equal(policy.encode_images(images), policy.encode_images(images))
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "sample"])
+def test_loss_is_the_mean_squared_error_of_what_is_predicted(prediction: str) -> None:
+    policy = diffusion(KEYPOINTS, prediction_type=prediction)
+    given = batch(policy, KEYPOINTS)
+    torch.manual_seed(0)
+    loss, _ = policy.loss(given)
+    torch.manual_seed(0)
+    noise = torch.randn(given["action"].shape)
+    steps = torch.randint(0, 10, (3,))
+    noisy = policy.noise_scheduler.add_noise(given["action"], noise, steps)
+    predicted = policy.unet(noisy, steps, policy.encode(given))
+    torch.testing.assert_close(loss, F.mse_loss(predicted, noise if prediction == "epsilon" else given["action"]))
+
+
+def masked_losses(**options: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The loss, each action's error (B, T, A), and which actions are valid (B, T, 1)."""
+    policy = diffusion(KEYPOINTS, **options)
+    given = batch(policy, KEYPOINTS)
+    torch.manual_seed(0)
+    loss, _ = policy.loss(given)
+    torch.manual_seed(0)
+    noise = torch.randn(given["action"].shape)
+    steps = torch.randint(0, 10, (3,))
+    noisy = policy.noise_scheduler.add_noise(given["action"], noise, steps)
+    errors = (policy.unet(noisy, steps, policy.encode(given)) - noise) ** 2
+    return loss, errors, ~given["action_is_pad"].unsqueeze(-1)
+
+
+def test_masked_loss_is_the_mean_over_actions_that_are_not_padding() -> None:
+    loss, errors, valid = masked_losses(do_mask_loss_for_padding=True)
+    torch.testing.assert_close(loss, errors[valid.expand_as(errors)].mean())
+
+
+def test_masked_loss_of_the_reference_is_divided_by_all_actions() -> None:
+    loss, errors, valid = masked_losses(do_mask_loss_for_padding=True, average_over_padding=True)
+    torch.testing.assert_close(loss, (errors * valid).sum() / errors.numel())
+
+
+def test_unmasked_loss_counts_padding() -> None:
+    loss, errors, _ = masked_losses()
+    torch.testing.assert_close(loss, errors.mean())
+
+
+def test_masked_loss_of_nothing_but_padding_is_zero() -> None:
+    policy = diffusion(KEYPOINTS, do_mask_loss_for_padding=True)
+    given = batch(policy, KEYPOINTS)
+    given["action_is_pad"][:] = True
+    assert policy.loss(given)[0].item() == 0.0
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["loss", "act"])
+def test_the_batch_is_not_changed(training: bool) -> None:
+    of = spec(cameras=2, environment=True)
+    policy = diffusion(of).train(training)
+    given = batch(policy, of)
+    before = {key: value.clone() for key, value in given.items()}
+    if training:
+        policy.loss(given)
+    else:
+        policy.act({key: given[key] for key in of.observation})
+    assert given.keys() == before.keys()
+    assert all(torch.equal(given[key], before[key]) for key in before)
+
+
+@pytest.mark.parametrize("masks", [False, True])
+def test_the_loss_needs_no_value_on_the_host(masks: bool) -> None:
+    # Tensors of the meta device have no values, so that whatever asked for one would raise.
+    of = spec(cameras=1, environment=True)
+    with torch.device("meta"):
+        policy = diffusion(of, do_mask_loss_for_padding=masks)
+    loss, metrics = policy.loss(batch(policy, of, device="meta"))
+    loss.backward()
+    assert loss.shape == ()
+    assert not any(value.requires_grad for value in metrics.values())
+
+
+def test_actions_follow_the_seed() -> None:
+    policy = diffusion(KEYPOINTS).eval()
+    observation = {key: batch(policy, KEYPOINTS)[key] for key in KEYPOINTS.observation}
+
+    def act(seed: int) -> torch.Tensor:
+        torch.manual_seed(seed)
+        return policy.act(observation)
+
+    assert torch.equal(act(1), act(1))
+    assert not torch.equal(act(1), act(2))
+
+
+def test_clipped_trajectories_stay_in_range() -> None:
+    # One step of DDIM from pure noise gives the clean trajectory that it implies, clipped.
+    options = {"noise_scheduler_type": "DDIM", "num_inference_steps": 1, "clip_sample_range": 0.5}
+    policy = diffusion(KEYPOINTS, **options).eval()
+    observation = {key: batch(policy, KEYPOINTS)[key] for key in KEYPOINTS.observation}
+    assert policy.act(observation).abs().max() <= 0.5
+
+
+def test_acting_denoises_as_many_times_as_asked() -> None:
+    for steps, expected in ((3, 3), (None, 10)):
+        policy = diffusion(KEYPOINTS, num_inference_steps=steps).eval()
+        calls = []
+        policy.unet.register_forward_hook(lambda *_, calls=calls: calls.append(1))
+        policy.act({key: batch(policy, KEYPOINTS)[key] for key in KEYPOINTS.observation})
+        assert len(calls) == expected
+
+
+def test_all_parameters_are_trained_in_one_group() -> None:
+    policy = diffusion(spec(cameras=1))
+    groups = policy.param_groups()
+    assert list(groups) == ["policy"]
+    assert len(groups["policy"]) == len(list(policy.parameters()))

@@ -1,0 +1,104 @@
+"""What is drawn for a share of a batch is what one process draws for the same samples of the whole."""
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import Tensor
+
+from robolearn import rng
+from robolearn.data.sampling import BatchSampler, ShareSampler
+from robolearn.errors import UserError
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def _united() -> Iterator[None]:
+    yield
+    rng.unite()
+
+
+def drawn(rows: int) -> list[tuple[Tensor, int | None]]:
+    """Draws for `rows` samples, each with the dimension that counts them."""
+    return [
+        (rng.randn((rows, 3, 5), CPU), 0),
+        (rng.randint(7, (rows,), CPU), 0),
+        (rng.randint(9, (4, rows, 2), CPU, dim=1), 1),
+        (rng.rand((6,), CPU, dim=None), None),
+        (rng.exponential(torch.empty(rows, 2)), 0),
+        (rng.randint(9, (1,), CPU, dim=None), None),
+        (rng.randn((rows, 40), CPU), 0),
+    ]
+
+
+def of_rank(rank: int, size: int, seed: int = 3) -> list[tuple[Tensor, int | None]]:
+    torch.manual_seed(seed)
+    rng.divide(rank, size, CPU)
+    return drawn(8 // size)
+
+
+@pytest.mark.parametrize("size", [2, 4])
+def test_shares_put_together_are_what_one_process_draws(size: int) -> None:
+    torch.manual_seed(3)
+    alone = drawn(8)
+    each = [of_rank(rank, size) for rank in range(size)]
+    for number, (whole, dim) in enumerate(alone):
+        parts = [ranks[number][0] for ranks in each]
+        if dim is None:
+            assert all(torch.equal(part, whole) for part in parts)
+        else:
+            assert torch.equal(torch.cat(parts, dim=dim), whole)
+
+
+def test_alone_draws_are_those_of_torch() -> None:
+    torch.manual_seed(3)
+    expected = [torch.randn(8, 3), torch.randint(7, (8,)), torch.rand(8), torch.empty(8).exponential_()]
+    torch.manual_seed(3)
+    found = [rng.randn((8, 3), CPU), rng.randint(7, (8,), CPU), rng.rand((8,), CPU)]
+    found.append(rng.exponential(torch.empty(8)))
+    assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
+
+
+def test_what_belongs_to_no_sample_differs() -> None:
+    of_rank(0, 2)
+    first = torch.nn.functional.dropout(torch.ones(100))
+    of_rank(1, 2)
+    second = torch.nn.functional.dropout(torch.ones(100))
+    assert not torch.equal(first, second)
+
+
+def test_other_processes_seeds_differ_with_the_runs() -> None:
+    of_rank(1, 2, seed=3)
+    first = torch.rand(10)
+    of_rank(1, 2, seed=4)
+    assert not torch.equal(torch.rand(10), first)
+
+
+def test_a_state_goes_on_in_more_or_fewer_processes() -> None:
+    of_rank(1, 2)
+    state = rng.get_state()
+    rng.unite()
+    rng.set_state(state, CPU)
+    whole = torch.randn(8, 3)
+    torch.manual_seed(99)
+    rng.divide(3, 4, CPU)
+    rng.set_state(state, CPU)
+    assert torch.equal(rng.randn((2, 3), CPU), whole[6:])
+
+
+def test_evaluations_draw_for_themselves() -> None:
+    of_rank(1, 2)
+    before = rng.get_state()
+    with rng.alone():
+        assert rng.get_state() is None
+        assert rng.randn((4,), CPU).shape == (4,)
+    assert torch.equal(rng.get_state(), before)
+
+
+def test_every_sample_of_a_batch_is_in_one_share() -> None:
+    sampler = BatchSampler(torch.arange(50), 12, seed=1)
+    parts = [ShareSampler(sampler, rank, 3)[7] for rank in range(3)]
+    assert torch.equal(torch.cat(parts), sampler[7])
+    with pytest.raises(UserError, match=r"batch_size is 12, which 5 processes can't share evenly"):
+        ShareSampler(sampler, 0, 5)

@@ -1,0 +1,297 @@
+"""The online phase: its rules, what it collects, and the process beside training."""
+
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from fakes import fake_env
+from fakes.training import CPU, Line, metrics, saved, status, trainer
+
+from robolearn.agent import Agent
+from robolearn.data.replay_buffer import ReplayBuffer
+from robolearn.envs.factory import Simulator
+from robolearn.errors import UserError
+from robolearn.normalize import Normalizer
+from robolearn.policies.vqbet import VqbetPolicy
+from robolearn.rollouts.rollout import Stopped
+from robolearn.rollouts.workers import Collected, RolloutsBeside
+from robolearn.trainer import Trainer
+from robolearn.training.online import Collector, Online
+from robolearn.types import Feature, Spec
+
+SPEC = Spec({"observation.state": Feature("STATE", (2,))}, Feature("ACTION", (2,)), 10.0)
+GIVEN: dict[str, Any] = {"steps": 8, "steps_between_rollouts": 2, "env_seed": 7, "buffer_capacity": 100}
+
+
+def simulator(**kwargs: Any) -> Simulator:
+    return Simulator(
+        "fake_env/Reach-v0",
+        10,
+        12,
+        {"state": "observation.state"},
+        package="fakes.fake_env",
+        obs_type="state",
+        render_mode=None,
+        kwargs=kwargs,
+    )
+
+
+class Explorer(Line):
+    """Moves forwards by its bias, with noise when it explores; may learn from failures."""
+
+    needs_reward = True
+
+    def explore_after(self, observation, memory):
+        return self.act(observation) + 0.1 * torch.randn(observation["observation.state"].shape), memory
+
+
+def agent(speed: float = 0.2, explore: bool = True, cls: type[Line] = Explorer) -> Agent:
+    policy = cls()
+    torch.nn.init.zeros_(policy.line.weight)
+    policy.line.bias.data = torch.tensor([speed, 0.0])
+    return Agent(policy.eval(), Normalizer(SPEC, {}), CPU, explore=explore)
+
+
+def collector(folder: Path, acting: Agent, env: Simulator | None = None, **options: Any) -> Collector:
+    phase = Online(**(GIVEN | options))
+    return phase.collector(env or simulator(), acting.policy, SPEC, folder, acting, offline_steps=4)
+
+
+def never() -> bool:
+    return False
+
+
+RULES = {
+    "steps_between_rollouts": (None, r"online.steps_between_rollouts is missing"),
+    "env_seed": (None, r"online.env_seed is missing: the seed"),
+    "buffer_capacity": (None, r"online.buffer_capacity is missing"),
+    "sampling_ratio": (1.5, r"online.sampling_ratio=1.5 must lie in \[0, 1\]"),
+    "rollout_n_episodes": (0, r"online.rollout_n_episodes=0 must be at least 1"),
+    "rollout_batch_size": (3, r"online.rollout_batch_size=3 is more than online.rollout_n_episodes=1"),
+    "buffer_seed_size": (101, r"online.buffer_seed_size=101 frames will never be in a buffer"),
+    "steps": (-1, r"online.steps=-1 must not be negative"),
+}
+
+
+@pytest.mark.parametrize("option", RULES)
+def test_rules_of_the_keys(option: str) -> None:
+    value, message = RULES[option]
+    with pytest.raises(UserError, match=message):
+        Online(**(GIVEN | {option: value}))
+
+
+def test_rules_between_phase_policy_and_simulator() -> None:
+    env, line, explorer = simulator(), Line(), Explorer()
+    Online(**GIVEN).check(explorer, env, 0)
+    Online(**GIVEN).check(line, env, 0)
+    Online(steps=0).check(line, None, 0)
+    with pytest.raises(UserError, match=r"needs a simulator to collect in"):
+        Online(**GIVEN).check(line, None, 0)
+    with pytest.raises(UserError, match=r"online.keep=all: this policy imitates"):
+        Online(**GIVEN, keep="all").check(line, env, 0)
+    with pytest.raises(UserError, match=r"online.buffer_capacity=12 is less than one episode: it takes up to 13"):
+        Online(**(GIVEN | {"buffer_capacity": 12})).check(line, env, 0)
+    env.success_key = None
+    with pytest.raises(UserError, match=r"does not say which episodes succeed"):
+        Online(**GIVEN).check(line, env, 0)
+    spec = Spec({"observation.image": Feature("VISUAL", (3, 96, 96))}, Feature("ACTION", (2,)), 10.0)
+    with torch.device("meta"), pytest.raises(UserError, match=r"offline.steps=5 ends before the tokenizer has learnt"):
+        Online(**GIVEN).check(VqbetPolicy(spec, n_vqvae_training_steps=9), simulator(), 5)
+
+
+def test_collects_when_it_is_time_with_seeds_of_their_own(tmp_path: Path) -> None:
+    acting = agent()
+    found = collector(tmp_path, acting, rollout_n_episodes=3, rollout_batch_size=2)
+    scalars = {step: found(step, lambda: acting, never) for step in range(9)}
+    assert [step for step, told in scalars.items() if told] == [4, 6, 8]
+    assert found.replay.next_number == 9
+    assert [s.steps for s in found.replay.episodes] != [12] * 9
+    assert scalars[8]["online/episodes"] == 9
+    assert scalars[8]["online/env_steps"] == sum(s.steps for s in found.replay.episodes)
+    # Episode i starts as the simulator does with seed env_seed + i.
+    for number, episode in enumerate(found.replay.episodes):
+        start = found.replay._ring["observation.state"][episode.first]
+        env = fake_env.Reach(obs_type="state", render_mode=None)
+        assert np.allclose(start, env.reset(seed=7 + number)[0], atol=1e-6)
+    found.close()
+
+
+def test_exploration_draws_from_the_episodes_seed_alone(tmp_path: Path) -> None:
+    rings = []
+    for name in "ab":
+        torch.manual_seed(ord(name))
+        acting = agent()
+        found = collector(tmp_path / name, acting)
+        before = torch.get_rng_state()
+        found(4, lambda acting=acting: acting, never)
+        assert torch.equal(torch.get_rng_state(), before)
+        rings.append(found.replay._ring["action"].clone())
+        found.close()
+    assert torch.equal(*rings)
+    assert rings[0][:3, 1].abs().min() > 0
+
+
+def test_imitators_keep_what_succeeded(tmp_path: Path) -> None:
+    acting = agent(speed=0.12, cls=Line)  # too slow for the far ones
+    found = collector(tmp_path, acting, rollout_n_episodes=8, rollout_batch_size=8)
+    told = found(4, lambda: acting, never)
+    assert 0 < told["online/success_rate"] < 1
+    assert found.replay.next_number == told["online/success_rate"] * 8
+    assert told["online/kept"] == told["online/success_rate"]
+    found.close()
+
+
+def test_seeding_goes_on_until_the_buffer_holds_enough(tmp_path: Path) -> None:
+    acting = agent()
+    found = collector(tmp_path, acting, buffer_seed_size=60)
+    found(4, lambda: acting, never)
+    assert 60 <= found.replay.frames < 60 + 13
+    found.close()
+
+
+def test_seeding_does_not_wait_for_successes_that_do_not_come(tmp_path: Path) -> None:
+    acting = agent(speed=0.0, cls=Line)
+    found = collector(tmp_path, acting, buffer_seed_size=60)
+    assert found(4, lambda: acting, never)["online/kept"] == 0
+    assert found.episodes == 1
+    found.close()
+
+
+def test_an_interrupted_rollout_is_done_again(tmp_path: Path) -> None:
+    acting = agent()
+    found = collector(tmp_path, acting)
+    with pytest.raises(Stopped):
+        found(4, lambda: acting, lambda: True)
+    assert (found.episodes, found.replay.frames) == (0, 0)
+    assert found(4, lambda: acting, never)
+    assert not found(4, lambda: acting, never)
+    found.close()
+
+
+def test_a_state_goes_on_as_if_never_stopped(tmp_path: Path) -> None:
+    acting = agent()
+    whole = collector(tmp_path / "whole", acting)
+    for step in (4, 6, 8):
+        whole(step, lambda: acting, never)
+    stopped = collector(tmp_path / "stopped", acting)
+    stopped(4, lambda: acting, never)
+    state = stopped.state_dict(5)
+    stopped(6, lambda: acting, never)  # lost with the process
+    again = collector(tmp_path / "stopped", acting)
+    again.load_state_dict(state)
+    for step in (6, 8):
+        again(step, lambda: acting, never)
+    assert again.replay.state_dict() == whole.replay.state_dict()
+    assert all(torch.equal(ring, whole.replay._ring[key]) for key, ring in again.replay._ring.items())
+    for made in (whole, stopped, again):
+        made.close()
+
+
+def test_files_stay_as_long_as_a_checkpoint_needs_them(tmp_path: Path) -> None:
+    acting = agent()
+    found = collector(tmp_path, acting, buffer_capacity=13)
+    for step in (4, 6, 8):
+        found(step, lambda: acting, never)
+        found.state_dict(step)
+        found.saved([step - 2, step])
+    numbers = sorted(int(file.stem) for file in (tmp_path / "replay").glob("0*"))
+    assert numbers == [1, 2]
+    found.close()
+
+
+def test_a_process_beside_training_gets_the_newest_weights(tmp_path: Path) -> None:
+    acting = agent(speed=0.0)
+    found = collector(tmp_path, acting, do_rollout_async=True, steps_between_rollouts=1)
+    try:
+        acting.policy.line.bias.data[0] = 0.5
+        assert found(4, lambda: acting, never) == {}  # it goes on meanwhile
+        deadline = time.monotonic() + 200
+        step, told = 5, {}
+        while not told and time.monotonic() < deadline:
+            acting.policy.line.bias.data[0] = 0.0  # training goes on; the copy stays as it was
+            told = found(step, lambda: acting, never)
+            step += 1
+        assert told["online/weights_age"] == step - 1 - 4
+        actions = found.replay._ring["action"][: found.replay.episodes[0].steps, 0]
+        assert abs(float(actions.mean()) - 0.5) < 0.15
+    finally:
+        found.close()
+
+
+def wait(rollouts: RolloutsBeside, acting: Agent) -> Collected | None:
+    rollouts.start(0, acting, [1], never)
+    return rollouts.take(wait=True, stop=never)
+
+
+def test_an_error_beside_training_ends_it(tmp_path: Path) -> None:
+    acting = agent()
+    found = collector(tmp_path, acting, simulator(crash_in="step"), do_rollout_async=True)
+    try:
+        with pytest.raises(
+            UserError, match=r"failed in step 4 of the episode with seed 1: RuntimeError: joint 3 broke"
+        ):
+            wait(found.rollouts, acting)  # type: ignore[arg-type]
+    finally:
+        found.close()
+
+
+def unfinished(folder: Path, **kwargs: Any) -> Trainer:
+    """A run whose only rollout begins before its last update and takes longer."""
+    policy = Explorer()
+    acting = Agent(policy, Normalizer(SPEC, {}), CPU, explore=True)
+    found = collector(folder, acting, simulator(**kwargs), do_rollout_async=True)
+    return trainer(folder, steps=5, policy=policy, collector=found)
+
+
+def test_a_rollout_that_outlasts_the_last_update_is_waited_for(tmp_path: Path) -> None:
+    made = unfinished(tmp_path, crash_in="slow")
+    made.train()
+    assert made.collector
+    assert made.collector.replay.next_number == 1
+    told = metrics(tmp_path)
+    assert [line["step"] for line in told] == [3, 5]  # a line a step, the last with what came in
+    assert told[-1]["online/env_steps"] == made.collector.replay.episodes[0].steps
+    assert told[-1]["online/weights_age"] == 1
+
+
+def test_its_error_is_the_runs(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"RuntimeError: joint 3 broke"):
+        unfinished(tmp_path, crash_in="step").train()
+    assert status(tmp_path)["state"] == "failed"
+    assert saved(tmp_path) == [4, 5]  # what was trained is kept
+
+
+def test_a_signal_ends_the_wait(tmp_path: Path) -> None:
+    acting = agent()
+    found = collector(tmp_path, acting, simulator(crash_in="slow"), do_rollout_async=True)
+    assert found.finish(4, never) == {}
+    found(4, lambda: acting, never)
+    with pytest.raises(Stopped):
+        found.finish(5, lambda: True)
+    assert found.finish(5, never)["online/episodes"] == 1
+    found.close()
+
+
+def test_the_death_of_the_process_beside_training_is_told(tmp_path: Path) -> None:
+    acting = agent()
+    found = collector(tmp_path, acting, simulator(crash_in="slow"), do_rollout_async=True)
+    rollouts = found.rollouts
+    assert isinstance(rollouts, RolloutsBeside)
+    try:
+        os.kill(rollouts._process.pid or 0, signal.SIGKILL)
+        with pytest.raises(UserError, match=r"The process that collects episodes died \(exit code -9"):
+            wait(rollouts, acting)
+    finally:
+        found.close()
+
+
+def test_memory_is_taken_once(tmp_path: Path) -> None:
+    """The ring's files have their size from the start, so that a full disk is told then."""
+    replay = ReplayBuffer(tmp_path, SPEC, 1000, CPU)
+    assert (tmp_path / "ring.observation.state").stat().st_blocks * 512 >= 1000 * 2 * 4
+    assert replay.drawable == 0
