@@ -55,7 +55,7 @@ def main() -> None:
 def measure(dataset: LeRobotDataset, device: torch.device, workers: int, batch_size: int, count: int) -> float:
     """Seconds a batch, after some that do not count."""
     sampler = BatchSampler(dataset.valid_indices(0), batch_size, seed=0)
-    batches = Loader(dataset, sampler, WINDOW, device, workers).starting_at(0)
+    batches = Loader(dataset, sampler, WINDOW, device, workers).iter_from(0)
     for _ in islice(batches, 20):
         pass
     wait(device)

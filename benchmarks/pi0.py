@@ -134,7 +134,7 @@ def build(config: Any, device: torch.device, **options: Any) -> Pi0Policy:
         policy = Pi0Policy(spec, attention_implementation=config.attention, **sizes, **options)
     if config.compile:
         # Apart, so that the ten steps of acting share one.
-        policy.observe = torch.compile(policy.observe)  # type: ignore[method-assign]
+        policy.encode_prefix = torch.compile(policy.encode_prefix)  # type: ignore[method-assign]
         policy.flow = torch.compile(policy.flow)  # type: ignore[method-assign]
     return policy
 

@@ -28,7 +28,7 @@ from omegaconf import DictConfig, open_dict
 from robolearn.agent import Agent
 from robolearn.config.build import build, build_policy
 from robolearn.config.devices import pick_device, use_fast_kernels
-from robolearn.envs.factory import Simulator
+from robolearn.envs.factory import EnvFactory
 from robolearn.normalize import Normalizer
 from robolearn.rollouts.evaluation import seeded
 from robolearn.rollouts.rollout import Observation, rollout
@@ -165,10 +165,10 @@ class Timed:
 
 def run_episodes(name: str, variant: str, cfg: DictConfig, count: int, size: int) -> dict[str, Any]:
     """Whole episodes, as an evaluation runs them, compilation and capture included."""
-    simulator: Simulator = build("env", cfg)
+    simulator: EnvFactory = build("env", cfg)
     started = time.perf_counter()
     places = min(size, count)
-    env = simulator.make(places, use_async=True)
+    env = simulator.make_vec(places, use_async=True)
     spawn = time.perf_counter() - started
     try:
         device = pick_device(cfg.device)

@@ -34,7 +34,7 @@ from robolearn.data import BatchSampler, Loader
 from robolearn.normalize import Normalizer
 from robolearn.system.paths import conf_dir
 from robolearn.trainer import Cadence, Trainer
-from robolearn.training.optim import merge_options
+from robolearn.training.optim import build_param_groups
 from robolearn.types import Batch, Feature, Spec, Window
 
 OWN = {"batch_size": "64", "variants": "loader,eager,fast", "steps": "200", "robot": "", "profile": "0", "frames": ""}
@@ -148,7 +148,7 @@ def measure(cfg: DictConfig, own: dict[str, str], variant: str, size: int, devic
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
     trainer, dataset = make_trainer(cfg, own, variant, size, device)
-    batches = by_items(dataset, trainer, size) if variant == "loader" else trainer.loader.starting_at(0)
+    batches = by_items(dataset, trainer, size) if variant == "loader" else trainer.loader.iter_from(0)
     trainer.meter.start()
     started = time.perf_counter()
     run(trainer, batches, 10)
@@ -197,7 +197,7 @@ def make_trainer(
         dataset = RandomFrames(robot, frames, home)
     policy = build_policy(cfg, dataset.spec).to(device)
     normalizer = Normalizer(dataset.spec, policy.normalization_mapping, dataset.stats).to(device)
-    optimizer = build("optimizer", cfg, merge_options(policy.param_groups(), plain(cfg)["param_groups"]))
+    optimizer = build("optimizer", cfg, build_param_groups(policy.param_groups(), plain(cfg)["param_groups"]))
     sampler = BatchSampler(dataset.valid_indices(policy.drop_n_last_frames), size, seed=0)
     nothing = cast(Any, None)
     trainer = Trainer(

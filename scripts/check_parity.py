@@ -318,7 +318,7 @@ def check_updates(fixture: Fixture, policy: Policy, normalizer: Normalizer, wors
             "no_decay": {"weight_decay": 0.0},
             "tokenizer": {"lr": fixture.config["optimizer_vqvae_lr"], "weight_decay": decay},
         }
-    optimizer = kind(optim.merge_options(trained.param_groups(), groups), **options)
+    optimizer = kind(optim.build_param_groups(trained.param_groups(), groups), **options)
     schedule = build_schedule(optimizer, setup)
     for i, want in enumerate(expected["updates"]):
         trained.before_step(fixture.first_step + 1 + i)

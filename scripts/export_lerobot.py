@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from robolearn.checkpoints.lerobot.export import export
-from robolearn.checkpoints.load import Start
+from robolearn.checkpoints.load import PretrainedCheckpoint
 from robolearn.checkpoints.locate import locate
 from robolearn.config.build import load_policy
 from robolearn.errors import UserError
@@ -30,7 +30,7 @@ def main() -> int:
     try:
         folder = locate("CHECKPOINT", arguments.checkpoint)
         policy, normalizer = load_policy(folder, torch.device("cpu"))
-        export(folder, arguments.out, policy, normalizer, Start(folder).spec())
+        export(folder, arguments.out, policy, normalizer, PretrainedCheckpoint(folder).spec())
     except UserError as error:
         print(error, file=sys.stderr)
         return 2

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from robolearn import rng
-from robolearn.data.sampling import BatchSampler, ShareSampler
+from robolearn.data.sampling import BatchSampler, ShardedSampler
 from robolearn.errors import UserError
 
 CPU = torch.device("cpu")
@@ -16,7 +16,7 @@ CPU = torch.device("cpu")
 @pytest.fixture(autouse=True)
 def _united() -> Iterator[None]:
     yield
-    rng.unite()
+    rng.disable_sharding()
 
 
 def drawn(rows: int) -> list[tuple[Tensor, int | None]]:
@@ -34,7 +34,7 @@ def drawn(rows: int) -> list[tuple[Tensor, int | None]]:
 
 def of_rank(rank: int, size: int, seed: int = 3) -> list[tuple[Tensor, int | None]]:
     torch.manual_seed(seed)
-    rng.divide(rank, size, CPU)
+    rng.enable_sharding(rank, size, CPU)
     return drawn(8 // size)
 
 
@@ -78,11 +78,11 @@ def test_other_processes_seeds_differ_with_the_runs() -> None:
 def test_a_state_goes_on_in_more_or_fewer_processes() -> None:
     of_rank(1, 2)
     state = rng.get_state()
-    rng.unite()
+    rng.disable_sharding()
     rng.set_state(state, CPU)
     whole = torch.randn(8, 3)
     torch.manual_seed(99)
-    rng.divide(3, 4, CPU)
+    rng.enable_sharding(3, 4, CPU)
     rng.set_state(state, CPU)
     assert torch.equal(rng.randn((2, 3), CPU), whole[6:])
 
@@ -90,7 +90,7 @@ def test_a_state_goes_on_in_more_or_fewer_processes() -> None:
 def test_evaluations_draw_for_themselves() -> None:
     of_rank(1, 2)
     before = rng.get_state()
-    with rng.alone():
+    with rng.unsharded():
         assert rng.get_state() is None
         assert rng.randn((4,), CPU).shape == (4,)
     assert torch.equal(rng.get_state(), before)
@@ -98,7 +98,7 @@ def test_evaluations_draw_for_themselves() -> None:
 
 def test_every_sample_of_a_batch_is_in_one_share() -> None:
     sampler = BatchSampler(torch.arange(50), 12, seed=1)
-    parts = [ShareSampler(sampler, rank, 3)[7] for rank in range(3)]
+    parts = [ShardedSampler(sampler, rank, 3)[7] for rank in range(3)]
     assert torch.equal(torch.cat(parts), sampler[7])
     with pytest.raises(UserError, match=r"batch_size is 12, which 5 processes can't share evenly"):
-        ShareSampler(sampler, 0, 5)
+        ShardedSampler(sampler, 0, 5)

@@ -276,7 +276,7 @@ class NoReading(TorchDispatchMode):
 @pytest.mark.parametrize("options", [{}, {"ema": True}, {"gradient_accumulation_steps": 2}, {"grad_clip_norm": None}])
 def test_an_update_waits_for_nothing(tmp_path: Path, options: dict[str, Any]) -> None:
     made = trainer(tmp_path, optimizer=torch.optim.SGD, **options)
-    batches = made.loader.starting_at(0)
+    batches = made.loader.iter_from(0)
     with NoReading():
         for _ in range(3):
             made.update(batches)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from robolearn.normalize import Normalizer
 from robolearn.policies.base import Policy
-from robolearn.training.cuda_graph import Captured
+from robolearn.training.cuda_graph import CudaGraphed
 from robolearn.types import Batch
 
 
@@ -55,7 +55,9 @@ class Agent:
         self._memory: Batch = {}
         captures = cuda_graph is True and device.type == "cuda" and policy.capturable
         # Two graphs: an episode's first prediction remembers nothing.
-        self._predict = Captured(self._chunk, "Acting", required=True, warmup=1, keep=2) if captures else self._chunk
+        self._predict = (
+            CudaGraphed(self._chunk, "Acting", required=True, warmup=1, max_graphs=2) if captures else self._chunk
+        )
         if compile:
             policy.compile_acting()
         coeff = policy.temporal_ensemble_coeff

@@ -15,7 +15,7 @@ EPS = 1e-8
 NEEDS: dict[Mode, tuple[str, ...]] = {"MEAN_STD": ("mean", "std"), "MIN_MAX": ("min", "max"), "IDENTITY": ()}
 
 
-class Space(Protocol):
+class ActionTransform(Protocol):
     """Other units of the robot than the dataset's, to learn in; applied before normalisation, undone after it."""
 
     def encode(self, batch: Batch) -> Batch:
@@ -56,7 +56,7 @@ class Normalizer(nn.Module):
         mapping: Mapping[Kind, Mode],
         stats: Stats | None = None,
         each: Sequence[Stats] | None = None,
-        space: Space | None = None,
+        space: ActionTransform | None = None,
     ) -> None:
         super().__init__()
         self.space = space

@@ -13,20 +13,20 @@ import torch
 import torch.distributed as dist
 from torch import Generator, Tensor
 
-from robolearn.data.sampling import mixed
+from robolearn.data.sampling import fold_seed
 
 
-class _Share:
+class Shard:
     """Which share of every batch is this process's, and the generator that is in the same state in all processes."""
 
     def __init__(self, rank: int, size: int, generator: Generator) -> None:
         self.rank, self.size, self.generator = rank, size, generator
 
 
-_share: _Share | None = None
+_share: Shard | None = None
 
 
-def divide(rank: int, size: int, device: torch.device) -> None:
+def enable_sharding(rank: int, size: int, device: torch.device) -> None:
     """From now on this process has share `rank` of `size` of every batch.
 
     What all processes draw alike goes on from the default generator, which must be in the same state in all of them.
@@ -37,18 +37,18 @@ def divide(rank: int, size: int, device: torch.device) -> None:
     generator = Generator(device)
     generator.set_state(_default(device).get_state())
     if rank:
-        torch.manual_seed(mixed(torch.initial_seed(), rank))
-    _share = _Share(rank, size, generator)
+        torch.manual_seed(fold_seed(torch.initial_seed(), rank))
+    _share = Shard(rank, size, generator)
 
 
-def unite() -> None:
+def disable_sharding() -> None:
     """From now on this process has whole batches."""
     global _share
     _share = None
 
 
 @contextmanager
-def alone() -> Iterator[None]:
+def unsharded() -> Iterator[None]:
     """In the block this process has whole batches: it evaluates, say, while the others wait."""
     global _share
     before, _share = _share, None
@@ -101,7 +101,7 @@ def randint(high: int, shape: Sequence[int], device: torch.device, dim: int | No
     return _draw(_share, shape, torch.empty(0, device=device, dtype=torch.int64), fill, dim)
 
 
-def total(value: Tensor) -> Tensor:
+def all_reduce_sum(value: Tensor) -> Tensor:
     """The sum over all processes of a tensor that needs no gradient; queued on the device, which nothing waits for."""
     if _share is None:
         return value
@@ -110,16 +110,16 @@ def total(value: Tensor) -> Tensor:
     return summed
 
 
-def mean(value: Tensor) -> Tensor:
+def all_reduce_mean(value: Tensor) -> Tensor:
     """The mean over all processes of a tensor that needs no gradient, as floats.
 
     Losses are averaged over the processes: one that divides its share's sum by the mean of the shares' counts comes to
     the whole batch's sum over the whole batch's count.
     """
-    return value if _share is None else total(value.float()) / _share.size
+    return value if _share is None else all_reduce_sum(value.float()) / _share.size
 
 
-def _drawn(share: _Share, shape: Sequence[int], empty: Tensor, fill: Callable[..., Tensor], dim: int | None) -> Tensor:
+def _drawn(share: Shard, shape: Sequence[int], empty: Tensor, fill: Callable[..., Tensor], dim: int | None) -> Tensor:
     whole = list(shape)
     if dim is not None:
         whole[dim] *= share.size

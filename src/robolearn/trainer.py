@@ -16,28 +16,28 @@ from tqdm import tqdm
 
 from robolearn import rng
 from robolearn.agent import Agent
-from robolearn.checkpoints.load import Start
+from robolearn.checkpoints.load import PretrainedCheckpoint
 from robolearn.checkpoints.store import (
     Checkpoints,
+    get_rng_state,
     load_models,
     load_state,
     load_trained,
-    random_state,
-    set_random_state,
+    set_rng_state,
 )
-from robolearn.distributed.world import Ranks
+from robolearn.distributed.world import World
 from robolearn.errors import UserError
 from robolearn.normalize import Normalizer
 from robolearn.policies.base import Policy
-from robolearn.rollouts.evaluation import Evaluator, Stopped
+from robolearn.rollouts.evaluation import Evaluator, RolloutInterrupted
 from robolearn.runs.logger import Logger
 from robolearn.runs.run import Run, flatten
-from robolearn.training.cuda_graph import Captured, Scalars
+from robolearn.training.cuda_graph import CudaGraphed, Scalars
 from robolearn.training.ema import Ema
-from robolearn.training.metrics import Meter
+from robolearn.training.metrics import TrainMetrics
 from robolearn.training.online import Collector
-from robolearn.training.optim import make_capturable, portable_state
-from robolearn.training.signals import Interrupts
+from robolearn.training.optim import optimizer_state_dict, to_capturable
+from robolearn.training.signals import GracefulShutdown
 from robolearn.types import Batch
 
 log = logging.getLogger(__name__)
@@ -58,10 +58,10 @@ class Phase:
             raise UserError(f"steps={self.steps} must not be negative.")
 
 
-class Batches(Protocol):
+class BatchStream(Protocol):
     """Where batches come from."""
 
-    def starting_at(self, k: int) -> Generator[Batch, None, None]:
+    def iter_from(self, k: int) -> Generator[Batch, None, None]:
         """Batches k, k + 1, ... without end, each a function of its number and of what was collected by then."""
         ...
 
@@ -124,7 +124,7 @@ class Trainer:
     normalizer: Normalizer
     optimizer: Optimizer
     schedule: LRScheduler
-    loader: Batches
+    loader: BatchStream
     device: torch.device
     steps: int
     cadence: Cadence
@@ -133,7 +133,7 @@ class Trainer:
     checkpoints: Checkpoints
     evaluator: Evaluator | None = None
     ema: Ema | None = None
-    start: Start | None = None
+    start: PretrainedCheckpoint | None = None
     tasks: Callable[[Batch], Batch] | None = None
     told: Sequence[str] = ()
     image_transforms: Callable[[Batch], Batch] | None = None
@@ -143,35 +143,33 @@ class Trainer:
     compile: bool = False
     cuda_graph: bool | None = False
     collector: Collector | None = None
-    ranks: Ranks = field(default_factory=Ranks)
+    ranks: World = field(default_factory=World)
 
     def __post_init__(self) -> None:
         self.step = 0
         self.saved = -1  # the step of the newest checkpoint
         self.scalars: dict[str, float] = {}
         self.last_evaluation: dict[str, float] = {}
-        self.meter = Meter(self.device, self.ranks)
+        self.meter = TrainMetrics(self.device, self.ranks)
         # bfloat16 has float32's range, so only float16 needs its gradients scaled.
         scales = self.amp_dtype == torch.float16 and self.device.type == "cuda"
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=scales)
         loss = Loss(self.policy, self.normalizer)
         if self.compile:
             loss.compile(dynamic=False)
-        self.batch_loss = self.ranks.averaging(loss)
+        self.batch_loss = self.ranks.wrap_ddp(loss)
         captures = self.cuda_graph is not False
-        self.captured = Captured(self.descend, "The update", required=self.cuda_graph is True) if captures else None
+        self.captured = CudaGraphed(self.descend, "The update", required=self.cuda_graph is True) if captures else None
 
     def train(self) -> float | None:
         """Run to the last step; returns the last value of the checkpoints' metric, which sweeps read."""
-        with self.run.running(), Interrupts() as self.interrupts, ExitStack() as stack:
+        with self.run.running(), GracefulShutdown() as self.interrupts, ExitStack() as stack:
             stack.callback(self.logger.close)
             if self.collector:
                 stack.callback(self.collector.close)
             self.restore()
             self.prepare()
-            batches = stack.enter_context(
-                closing(self.loader.starting_at(self.step * self.gradient_accumulation_steps))
-            )
+            batches = stack.enter_context(closing(self.loader.iter_from(self.step * self.gradient_accumulation_steps)))
             bar = stack.enter_context(self.progress_bar())
             self.meter.start()
             while self.step < self.steps:
@@ -187,33 +185,33 @@ class Trainer:
                     self.save()
                 self.finish_step()
                 # Processes that train together stop at the same step, whichever of them was told to.
-                if number := self.ranks.heard(self.interrupts.pending or 0):
+                if number := self.ranks.poll_max(self.interrupts.pending or 0):
                     self.leave(number)
             return self.finish()
 
     def prepare(self) -> None:
         """What comes between the last state that was loaded and the first update."""
         if self.captured:
-            make_capturable(self.optimizer, self.device)
+            to_capturable(self.optimizer, self.device)
 
     def collect(self) -> None:
         """Let the policy collect what is due before the next update; after the last, take what still runs."""
         while self.collector:
             try:
-                with self.meter.paused():
+                with self.meter.exclude():
                     if self.step < self.steps:
                         self.scalars |= self.collector(self.step, self.exploring, self.interrupted)
                     else:
                         self.scalars |= self.collector.finish(self.step, self.interrupted)
                 break
-            except Stopped:
+            except RolloutInterrupted:
                 self.leave()  # a restart collects it again, and so does a run that goes on
 
     def update(self, batches: Iterator[Batch]) -> None:
         """One optimizer step; nothing in it waits for the device."""
         self.policy.train()
         self.policy.before_step(self.step)
-        with self.meter.waiting():
+        with self.meter.data_wait():
             taken = [next(batches) for _ in range(self.gradient_accumulation_steps)]
         if self.image_transforms:
             taken = [self.image_transforms(batch) for batch in taken]
@@ -257,7 +255,7 @@ class Trainer:
     def finish_step(self) -> None:
         """Evaluate where it is time, and write the step's scalars; may be done again after a restart."""
         while self.evaluates():
-            evaluated = self.ranks.at_first(self.evaluate)
+            evaluated = self.ranks.run_on_main(self.evaluate)
             if evaluated is not None:
                 self.last_evaluation = evaluated
                 self.scalars |= {f"eval/{name}": value for name, value in evaluated.items()}
@@ -277,13 +275,13 @@ class Trainer:
         agent = Agent(self.acting().eval(), self.normalizer, self.device, self.amp_dtype, self.told, cuda_graph=graph)
         folder = self.run.folder / "eval" / f"{self.step:08d}"
         try:
-            with rng.alone():
+            with rng.unsharded():
                 result = self.evaluator(agent, folder, stop=self.interrupted)
-        except Stopped:
+        except RolloutInterrupted:
             return None
         told = ", ".join(f"{name} {value:.3g}" for name, value in result.scalars.items())
         log.info("Evaluated step %d: %s; videos in %s.", self.step, told, folder)
-        self.checkpoints.score(self.step, result.scalars)
+        self.checkpoints.record_metrics(self.step, result.scalars)
         if result.video is not None:
             self.logger.video(self.step, "eval/video", result.video, result.fps)
         return result.scalars
@@ -302,28 +300,28 @@ class Trainer:
         self.meter.check_finite(self.step)
         state = {
             "step": self.step,
-            "optimizer": portable_state(self.optimizer),
+            "optimizer": optimizer_state_dict(self.optimizer),
             "schedule": self.schedule.state_dict(),
             "scaler": self.scaler.state_dict(),
             "ema": self.ema.state_dict() if self.ema else None,
             "meter": self.meter.state_dict(),
             "scalars": self.scalars,
             "last_evaluation": self.last_evaluation,
-            "random": self.ranks.everyones(random_state()),
+            "random": self.ranks.all_gather_object(get_rng_state()),
             "shared_random": rng.get_state(),
         }
         if self.collector:
             state["online"] = self.collector.state_dict(self.step)
-        self.ranks.at_first(partial(self.checkpoints.save, self.step, self.models(), self.policy, state))
+        self.ranks.run_on_main(partial(self.checkpoints.save, self.step, self.models(), self.policy, state))
         if self.collector:
             self.collector.saved(self.checkpoints.steps())
         self.saved = self.step
 
     def restore(self) -> None:
         """Take up the newest sound checkpoint, or start afresh."""
-        folder = self.ranks.at_first(self.checkpoints.newest)
+        folder = self.ranks.run_on_main(self.checkpoints.latest)
         if folder is None:
-            self.logger.rewind(-1)
+            self.logger.truncate_after(-1)
             if self.start:
                 self.start.load(self.policy)
                 self.start.load_statistics(self.normalizer, otherwise_own=True)
@@ -349,10 +347,10 @@ class Trainer:
         if self.collector and "online" in state:
             self.collector.load_state_dict(state["online"])
         self.scalars, self.last_evaluation = state["scalars"], state["last_evaluation"]
-        set_random_state(state["random"][0])
+        set_rng_state(state["random"][0])
         self.draw_apart(state)
         log.info("Resumed from %s at step %d.", folder, self.step)
-        written = self.ranks.at_first(partial(self.logger.rewind, self.step))
+        written = self.ranks.run_on_main(partial(self.logger.truncate_after, self.step))
         if written is None:
             self.finish_step()
             return
@@ -363,11 +361,11 @@ class Trainer:
     def draw_apart(self, state: Mapping[str, Any] | None = None) -> None:
         """Let processes that train together draw what belongs to their samples, in a resumed run as they did."""
         if self.ranks.size > 1:
-            rng.divide(self.ranks.rank, self.ranks.size, self.device)
+            rng.enable_sharding(self.ranks.rank, self.ranks.size, self.device)
         if state:
             rng.set_state(state["shared_random"], self.device)
             if 0 < self.ranks.rank < len(state["random"]):
-                set_random_state(state["random"][self.ranks.rank])
+                set_rng_state(state["random"][self.ranks.rank])
 
     def finish(self) -> float | None:
         """The last words of a run that came to its end."""
@@ -375,7 +373,7 @@ class Trainer:
         # TensorBoard looks their values up among the scalars of these names.
         metrics = {f"eval/{name}": value for name, value in self.last_evaluation.items()}
         self.logger.hparams(_hyperparameters(self.run), metrics)
-        if found := self.checkpoints.chosen():
+        if found := self.checkpoints.best_or_last():
             self.logger.model(found)
         folder = self.run.folder
         log.info("Done: %s holds checkpoints and evaluations; curves: tensorboard --logdir %s", folder, folder)
@@ -390,8 +388,8 @@ class Trainer:
         if self.cadence.save_checkpoint and self.saved != self.step:
             self.save()
         self.interrupts.pending = self.interrupts.pending or number or None
-        self.interrupts.deliver()
-        self.ranks.follow()
+        self.interrupts.reraise()
+        self.ranks.wait_for_main()
 
     def due(self, freq: int) -> bool:
         """Whether something that happens every `freq` updates happens after this one."""
@@ -439,7 +437,7 @@ class Trainer:
             unit="step",
             mininterval=interval,
             dynamic_ncols=True,
-            disable=not self.ranks.first,
+            disable=not self.ranks.is_main_process,
         )
 
 

@@ -107,7 +107,7 @@ def test_only_constants_have_no_place(shared: Path, kind: str, dataset: str) -> 
 @pytest.mark.parametrize(("kind", "dataset"), PUBLISHED)
 def test_an_export_has_all_names_shapes_and_types(shared: Path, kind: str, dataset: str) -> None:
     with torch.device("meta"):
-        state = weights.exported(kind, *weights.build(config(dataset, **OPTIONS[kind])))
+        state = weights.to_lerobot(kind, *weights.build(config(dataset, **OPTIONS[kind])))
     lines = (shared / "golden/state_dict_keys" / f"{kind}_{dataset}.tsv").read_text().splitlines()
     rows = [line.split("\t") for line in lines]
     expected = {name: (f"torch.{dtype}", json.loads(shape)) for name, dtype, shape, *_ in rows}

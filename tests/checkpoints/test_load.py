@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from robolearn.checkpoints import locate
 from robolearn.checkpoints.lerobot.export import export
-from robolearn.checkpoints.load import Start
+from robolearn.checkpoints.load import PretrainedCheckpoint
 from robolearn.config.build import load_policy
 from robolearn.errors import UserError
 from robolearn.normalize import Normalizer
@@ -61,7 +61,7 @@ def test_recorded_runs_load_act_and_go_back(fixture_folder, tmp_path):
         assert worst.missed == {}
     if fixture.config["type"] == "diffusion" and fixture.config["n_groups"] != 8:
         assert locate.policy_node(folder)["final_n_groups"] == 8
-    export(folder, tmp_path / "out", policy, normalizer, Start(folder).spec())
+    export(folder, tmp_path / "out", policy, normalizer, PretrainedCheckpoint(folder).spec())
     back = load_file(tmp_path / "out/model.safetensors")
     assert back.keys() == state.keys()
     for name, value in state.items():
@@ -87,11 +87,13 @@ def test_both_layouts_are_the_same_policy(tmp_path, kind):
 def test_an_export_is_read_in_both_layouts(tmp_path):
     folder = lerobot.write(tmp_path / "a", lerobot.config("diffusion"))
     policy, normalizer = load_policy(folder, CPU)
-    export(folder, tmp_path / "out", policy, normalizer, Start(folder).spec())
+    export(folder, tmp_path / "out", policy, normalizer, PretrainedCheckpoint(folder).spec())
     steps = json.loads((tmp_path / "out/policy_preprocessor.json").read_text())["steps"]
     statistics = load_file(tmp_path / "out" / steps[-1]["state_file"])
     assert torch.equal(statistics["action.max"], normalizer.stats["action"].max)
-    assert "exists already" in message(export, folder, tmp_path / "out", policy, normalizer, Start(folder).spec())
+    assert "exists already" in message(
+        export, folder, tmp_path / "out", policy, normalizer, PretrainedCheckpoint(folder).spec()
+    )
     _, again = load_policy(tmp_path / "out", CPU)
     assert torch.equal(again.stats["observation_image"].mean, normalizer.stats["observation_image"].mean)
 
@@ -102,7 +104,7 @@ def test_a_single_encoder_of_its_own_has_a_number(tmp_path):
     state = parity.lerobot.exported("diffusion", policy, normalizer, separate_encoders=True)
     folder = lerobot.write(tmp_path / "a", config, state)
     policy, normalizer = load_policy(folder, CPU)
-    export(folder, tmp_path / "out", policy, normalizer, Start(folder).spec())
+    export(folder, tmp_path / "out", policy, normalizer, PretrainedCheckpoint(folder).spec())
     assert "diffusion.rgb_encoder.0.pool.pos_grid" in state
     assert load_file(tmp_path / "out/model.safetensors").keys() == state.keys()
 
@@ -117,7 +119,7 @@ def test_a_config_of_2024_is_read(tmp_path):
     folder = lerobot.write(tmp_path / "old", old, lerobot.state(config))
     policy, _ = load_policy(folder, CPU)
     assert policy.normalization_mapping == lerobot.MIN_MAX | {"ENV": "IDENTITY"}
-    assert set(Start(folder).spec().observation) == {"observation.image", "observation.state"}
+    assert set(PretrainedCheckpoint(folder).spec().observation) == {"observation.image", "observation.state"}
 
 
 MISTAKES = {
@@ -176,13 +178,13 @@ def test_statistics_that_are_not_finite_are_the_datasets_in_training_only(tmp_pa
     folder = lerobot.write(tmp_path / "x", config, state)
     assert "max of observation_state are not finite" in message(load_policy, folder, CPU)
     policy, _ = load_policy(lerobot.write(tmp_path / "y", config), CPU)
-    spec = Start(folder).spec()
+    spec = PretrainedCheckpoint(folder).spec()
     ones = {s: torch.ones(2) for s in ("min", "max")}
     image = {s: torch.ones(3, 1, 1) for s in ("mean", "std")}
     stats = {"observation.state": ones, "action": ones, "observation.image": image}
     normalizer = Normalizer(spec, policy.normalization_mapping, stats)
     with caplog.at_level(logging.WARNING):
-        Start(folder).load_statistics(normalizer, otherwise_own=True)
+        PretrainedCheckpoint(folder).load_statistics(normalizer, otherwise_own=True)
     assert "max of observation_state are not finite; the dataset's are used there" in caplog.text
     assert torch.equal(normalizer.stats["observation_state"].max, torch.ones(2))
     assert torch.equal(normalizer.stats["action"].max, state["unnormalize_outputs.buffer_action.max"])
@@ -192,9 +194,11 @@ def test_a_tokenizer_that_is_trained_is_not_trained_again(tmp_path):
     config = lerobot.config("vqbet")
     state = lerobot.state(config)
     flag = "vqbet.action_head.vqvae_model.discretized"
-    assert locate.options(lerobot.write(tmp_path / "a", config, state))["policy"]["n_vqvae_training_steps"] == 0
+    assert (
+        locate.checkpoint_config(lerobot.write(tmp_path / "a", config, state))["policy"]["n_vqvae_training_steps"] == 0
+    )
     state[flag] = torch.tensor(False)
-    node = locate.options(lerobot.write(tmp_path / "b", config, state))["policy"]
+    node = locate.checkpoint_config(lerobot.write(tmp_path / "b", config, state))["policy"]
     assert node["n_vqvae_training_steps"] == 20000
 
 
@@ -223,7 +227,7 @@ def test_full_sizes(shared: Path, tmp_path: Path, kind: str) -> None:
     assert {name: list(v.shape) for name, v in state.items()} == {row[0]: json.loads(row[2]) for row in rows}
     folder = lerobot.write(tmp_path / "full", config, state)
     policy, normalizer = load_policy(folder, CPU)
-    export(folder, tmp_path / "out", policy, normalizer, Start(folder).spec())
+    export(folder, tmp_path / "out", policy, normalizer, PretrainedCheckpoint(folder).spec())
     back = load_file(tmp_path / "out/model.safetensors")
     # Positions of ACT's VAE are computed, not learnt: ours are written, whatever the folder held.
     learnt = {name: value for name, value in state.items() if not name.endswith("pos_enc")}

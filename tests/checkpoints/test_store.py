@@ -16,9 +16,17 @@ from fakes.training import SPEC, Line, status, trained
 
 from robolearn.checkpoints import store
 from robolearn.checkpoints.locate import locate
-from robolearn.checkpoints.store import Checkpoints, DamagedError, load_models, load_spec, load_trained, sound, verify
+from robolearn.checkpoints.store import (
+    Checkpoints,
+    CorruptCheckpointError,
+    load_models,
+    load_spec,
+    load_trained,
+    verified,
+    verify,
+)
 from robolearn.errors import UserError
-from robolearn.system.files import whole_folder, write_text
+from robolearn.system.files import atomic_dir, write_text
 
 FILES = ["model.safetensors", "state.pt", "config.yaml", "spec.json", "checksums.json"]
 
@@ -71,11 +79,11 @@ def test_trained_weights_lie_apart_where_an_average_acts(tmp_path: Path) -> None
 
 def test_the_newest_is_restored(tmp_path: Path) -> None:
     save(made(tmp_path), 3, 6)
-    assert made(tmp_path).newest() == tmp_path / "checkpoints/00000006"
+    assert made(tmp_path).latest() == tmp_path / "checkpoints/00000006"
 
 
 def test_a_fresh_run_has_nothing_to_restore(tmp_path: Path) -> None:
-    assert made(tmp_path).newest() is None
+    assert made(tmp_path).latest() is None
 
 
 def test_last_moves_only_when_all_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -95,7 +103,7 @@ def test_last_moves_only_when_all_is_written(tmp_path: Path, monkeypatch: pytest
 
 def test_an_exception_leaves_no_part_of_a_folder(tmp_path: Path) -> None:
     def fill() -> None:
-        with whole_folder(tmp_path / "a") as folder:
+        with atomic_dir(tmp_path / "a") as folder:
             (folder / "file").write_text("half")
             raise RuntimeError
 
@@ -105,7 +113,7 @@ def test_an_exception_leaves_no_part_of_a_folder(tmp_path: Path) -> None:
 
 
 def test_a_folder_takes_its_name_when_it_is_whole(tmp_path: Path) -> None:
-    with whole_folder(tmp_path / "a") as folder:
+    with atomic_dir(tmp_path / "a") as folder:
         (folder / "file").write_text("all")
         assert not (tmp_path / "a").exists()
     assert (tmp_path / "a/file").read_text() == "all"
@@ -118,7 +126,7 @@ def test_what_a_kill_left_while_saving_is_removed(tmp_path: Path) -> None:
         folder = tmp_path / "checkpoints" / name
         folder.mkdir()
         (folder / "model.safetensors").write_bytes(b"half")
-    made(tmp_path).newest()
+    made(tmp_path).latest()
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["00000003", "last"]
 
 
@@ -147,7 +155,7 @@ def test_the_best_one_is_kept_besides(tmp_path: Path) -> None:
     checkpoints = made(tmp_path, keep_last=1, keep_best=1)
     for step, rate in ((1, 0.2), (2, 0.9), (3, 0.5), (4, 0.1)):
         save(checkpoints, step)
-        checkpoints.score(step, {"success_rate": rate})
+        checkpoints.record_metrics(step, {"success_rate": rate})
     assert steps(tmp_path) == [2, 4]
     assert (tmp_path / "checkpoints/best").readlink() == Path("00000002")
     assert json.loads((tmp_path / "checkpoints/best/score.json").read_text())["success_rate"] == 0.9
@@ -157,15 +165,15 @@ def test_among_equally_good_ones_the_newer_is_best(tmp_path: Path) -> None:
     checkpoints = made(tmp_path)
     save(checkpoints, 1, 2)
     for step in (1, 2):
-        checkpoints.score(step, {"success_rate": 0.5})
+        checkpoints.record_metrics(step, {"success_rate": 0.5})
     assert (tmp_path / "checkpoints/best").readlink() == Path("00000002")
 
 
 def test_another_metric_may_choose_the_best(tmp_path: Path) -> None:
     checkpoints = made(tmp_path, metric="avg_max_reward")
     save(checkpoints, 1, 2)
-    checkpoints.score(1, {"success_rate": 0.0, "avg_max_reward": 2.0})
-    checkpoints.score(2, {"success_rate": 1.0, "avg_max_reward": 1.0})
+    checkpoints.record_metrics(1, {"success_rate": 0.0, "avg_max_reward": 2.0})
+    checkpoints.record_metrics(2, {"success_rate": 1.0, "avg_max_reward": 1.0})
     assert (tmp_path / "checkpoints/best").readlink() == Path("00000001")
 
 
@@ -173,7 +181,7 @@ def test_no_link_points_at_a_checkpoint_that_is_not_kept(tmp_path: Path) -> None
     checkpoints = made(tmp_path, keep_last=1, keep_best=0)
     for step, rate in ((1, 0.9), (2, 0.1)):
         save(checkpoints, step)
-        checkpoints.score(step, {"success_rate": rate})
+        checkpoints.record_metrics(step, {"success_rate": rate})
     assert steps(tmp_path) == [2]
     assert not (tmp_path / "checkpoints/best").is_symlink()
 
@@ -181,7 +189,7 @@ def test_no_link_points_at_a_checkpoint_that_is_not_kept(tmp_path: Path) -> None
 def test_an_evaluation_without_a_checkpoint_is_not_noted(tmp_path: Path) -> None:
     checkpoints = made(tmp_path)
     save(checkpoints, 1)
-    checkpoints.score(2, {"success_rate": 1.0})
+    checkpoints.record_metrics(2, {"success_rate": 1.0})
     assert not (tmp_path / "checkpoints/best").is_symlink()
 
 
@@ -219,14 +227,14 @@ def test_the_one_before_a_damaged_one_is_used(
     save(made(tmp_path), 3, 6)
     damage(tmp_path / "checkpoints/00000006" / name)
     with caplog.at_level(logging.WARNING):
-        assert made(tmp_path).newest() == tmp_path / "checkpoints/00000003"
+        assert made(tmp_path).latest() == tmp_path / "checkpoints/00000003"
     assert "00000006 is damaged" in caplog.text
 
 
 def test_the_damaged_file_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     save(made(tmp_path), 3, 6)
     flip(tmp_path / "checkpoints/00000006/spec.json")
-    made(tmp_path).newest()
+    made(tmp_path).latest()
     assert "00000006 is damaged (spec.json differs from what was written)" in caplog.text
 
 
@@ -234,7 +242,7 @@ def test_the_damaged_file_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixt
 def test_checksums_of_nothing_are_damage(tmp_path: Path, content: str) -> None:
     save(made(tmp_path), 3)
     (tmp_path / "checkpoints/last/checksums.json").write_text(content)
-    with pytest.raises(DamagedError, match="checksums.json is not what was written"):
+    with pytest.raises(CorruptCheckpointError, match="checksums.json is not what was written"):
         verify(tmp_path / "checkpoints/last")
 
 
@@ -243,7 +251,7 @@ def test_all_damaged_is_told(tmp_path: Path) -> None:
     for step in (3, 6):
         flip(tmp_path / f"checkpoints/{step:08d}/state.pt")
     with pytest.raises(UserError, match=r"Every checkpoint in .*/checkpoints is damaged; .*another output_dir"):
-        made(tmp_path).newest()
+        made(tmp_path).latest()
 
 
 @pytest.mark.parametrize("keep_last", [1, 2])
@@ -251,18 +259,18 @@ def test_a_damaged_one_does_not_count_among_those_kept(tmp_path: Path, keep_last
     save(made(tmp_path, keep_last=9), 3, 6)
     flip(tmp_path / "checkpoints/00000006/state.pt")
     checkpoints = made(tmp_path, keep_last=keep_last)
-    checkpoints.newest()
+    checkpoints.latest()
     save(checkpoints, 5)
     assert steps(tmp_path) == [3, 5][-keep_last:]
     assert (tmp_path / "checkpoints/last").readlink() == Path("00000005")
-    assert made(tmp_path).newest() == tmp_path / "checkpoints/00000005"
+    assert made(tmp_path).latest() == tmp_path / "checkpoints/00000005"
 
 
 def test_a_damaged_one_is_replaced(tmp_path: Path) -> None:
     checkpoints = made(tmp_path)
     save(checkpoints, 3, 6)
     flip(tmp_path / "checkpoints/00000006/state.pt")
-    checkpoints.newest()
+    checkpoints.latest()
     save(checkpoints, 6)
     verify(tmp_path / "checkpoints/00000006")
 
@@ -271,7 +279,7 @@ def test_a_sound_one_is_verified(tmp_path: Path) -> None:
     save(made(tmp_path), 3)
     verify(tmp_path / "checkpoints/00000003")
     flip(tmp_path / "checkpoints/00000003/model.safetensors")
-    with pytest.raises(DamagedError, match="model.safetensors differs from what was written"):
+    with pytest.raises(CorruptCheckpointError, match="model.safetensors differs from what was written"):
         verify(tmp_path / "checkpoints/00000003")
 
 
@@ -295,7 +303,7 @@ def test_a_damaged_checkpoint_is_not_used(tmp_path: Path) -> None:
     save(made(tmp_path), 3)
     flip(tmp_path / "checkpoints/last/model.safetensors")
     with pytest.raises(UserError, match=r"is damaged \(model.safetensors differs .*; use another one of the run"):
-        sound(tmp_path / "checkpoints/last")
+        verified(tmp_path / "checkpoints/last")
 
 
 # A full disk
@@ -338,7 +346,7 @@ def test_a_disk_that_is_full_keeps_what_it_holds(small_disk: Path) -> None:
     with pytest.raises(UserError, match="The disk is full"):
         checkpoints.save(6, {"policy": policy}, policy, {"step": 6})
     assert steps(small_disk) == [3]
-    assert made(small_disk).newest() == small_disk / "checkpoints/00000003"
+    assert made(small_disk).latest() == small_disk / "checkpoints/00000003"
 
 
 def test_a_run_on_a_full_disk_ends_with_a_sentence(small_disk: Path) -> None:
@@ -366,18 +374,18 @@ def draw() -> list[Any]:
 
 def test_every_generator_goes_on_where_it_was(tmp_path: Path) -> None:
     draw()
-    torch.save(store.random_state(), tmp_path / "random.pt")
+    torch.save(store.get_rng_state(), tmp_path / "random.pt")
     expected = [draw(), draw()]
     random.seed(99)
     np.random.seed(99)
     torch.manual_seed(99)
-    store.set_random_state(torch.load(tmp_path / "random.pt", weights_only=True))
+    store.set_rng_state(torch.load(tmp_path / "random.pt", weights_only=True))
     assert [draw(), draw()] == expected
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_the_gpus_generator_goes_on_where_it_was() -> None:
-    state = store.random_state()
+    state = store.get_rng_state()
     expected = torch.rand(3, device="cuda")
-    store.set_random_state(state)
+    store.set_rng_state(state)
     assert torch.equal(torch.rand(3, device="cuda"), expected)

@@ -19,7 +19,7 @@ from fakes import collecting
 from fakes.datasets import write_dataset
 
 from robolearn.cli.collect import main
-from robolearn.collecting.demonstration import Demonstration, Noise
+from robolearn.collecting.demonstration import DemonstrationTask, Noise
 from robolearn.data import LeRobotDataset
 from robolearn.data.lerobot_format.recorder import Recorder
 from robolearn.types import Window
@@ -293,5 +293,5 @@ def test_a_missing_library_is_told_before_anything_is_written(
 def test_recording_needs_no_torch() -> None:
     code = "import sys, robolearn.collecting.demonstration; sys.exit('torch' in sys.modules)"
     assert processes.run([sys.executable, "-c", code]).returncode == 0
-    assert Demonstration.__doc__
+    assert DemonstrationTask.__doc__
     assert Recorder.__doc__

@@ -9,7 +9,7 @@ import shapely
 
 from robolearn.collecting.experts import AlohaInsertionDemonstrator, AlohaTransferCubeDemonstrator, PushTDemonstrator
 from robolearn.collecting.experts.path_planning import shortest_way
-from robolearn.collecting.experts.push_physics import Sandbox, State
+from robolearn.collecting.experts.push_physics import SimulatedPush, State
 from robolearn.collecting.experts.pusht_expert import ride
 from robolearn.collecting.experts.scene import Scene
 from robolearn.collecting.experts.viperx import LOWER, UPPER, joints_for, rotation
@@ -22,7 +22,7 @@ FIELD = (0.0, 0.0, 100.0, 100.0)
 
 @pytest.fixture(scope="module")
 def pusht():
-    env = PushT(obs_type="state", render_mode=None).make(1)
+    env = PushT(obs_type="state", render_mode=None).make_vec(1)
     yield env.envs[0]  # type: ignore[union-attr]
     env.close()
 
@@ -32,7 +32,7 @@ def aloha(request):
     """Aloha without images, and its demonstrator."""
     task = {"transfer_cube": "AlohaTransferCube-v0", "insertion": "AlohaInsertion-v0"}[request.param.task]
     try:
-        env = Aloha(task=task, obs_type="state", render_mode=None).make(1).envs[0]  # type: ignore[union-attr]
+        env = Aloha(task=task, obs_type="state", render_mode=None).make_vec(1).envs[0]  # type: ignore[union-attr]
     except UserError as error:
         pytest.skip(str(error))
     return env, request.param(env)
@@ -80,7 +80,7 @@ def test_pusht_repeats_an_episode_whatever_came_before(pusht):
 @pytest.mark.pusht
 def test_sandbox_moves_as_the_environment_does(pusht):
     pusht.reset(seed=2000)
-    sandbox = Sandbox(pusht.unwrapped)
+    sandbox = SimulatedPush(pusht.unwrapped)
     state = State.of(pusht.unwrapped)
     sandbox.set(state)
     target = state.block

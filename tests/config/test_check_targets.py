@@ -6,7 +6,7 @@ from typing import Any, Literal
 import pytest
 import torch
 
-from robolearn.config.validate import check_targets, conforms, describe
+from robolearn.config.validate import check_targets, describe, matches
 
 Kind = Literal["VISUAL", "STATE"]
 
@@ -35,7 +35,7 @@ Kind = Literal["VISUAL", "STATE"]
     ],
 )
 def test_conforms(value: Any, annotation: Any, fits: bool) -> None:
-    assert conforms(value, annotation) is fits
+    assert matches(value, annotation) is fits
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from hydra.utils import get_class
 from omegaconf import OmegaConf
 
 from robolearn.config.compose import compose, parse
-from robolearn.config.schema import GROUPS
+from robolearn.config.schema import CONFIG_GROUPS
 from robolearn.config.validate import check_targets
 from robolearn.system.paths import conf_dir
 
@@ -52,7 +52,7 @@ def test_a_sampler_is_checked_with_the_first_of_all_values() -> None:
 
 def test_groups_of_the_help_are_those_that_are_there() -> None:
     folders = {path.name for path in conf_dir().iterdir() if path.is_dir()} - {"demonstrator", "experiment", "hydra"}
-    assert folders == set(GROUPS)
+    assert folders == set(CONFIG_GROUPS)
 
 
 def test_every_key_is_commented() -> None:
@@ -72,7 +72,7 @@ def test_demonstrators_fit_their_targets(file: Path) -> None:
     assert options == {name: p.default for name, p in code.items() if name != "env"}
 
 
-@pytest.mark.parametrize("group", [*sorted(GROUPS), "demonstrator"])
+@pytest.mark.parametrize("group", [*sorted(CONFIG_GROUPS), "demonstrator"])
 def test_files_begin_with_what_they_are(group: str) -> None:
     for file in (conf_dir() / group).glob("*.yaml"):
         lines = [line for line in file.read_text().splitlines() if "@package" not in line]

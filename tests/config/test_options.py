@@ -21,7 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from robolearn.config.compose import compose, parse
 from robolearn.config.schema import TrainConfig
-from robolearn.config.validate import check_targets, conforms, find_target
+from robolearn.config.validate import check_targets, find_target, matches
 from robolearn.system.paths import conf_dir
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -200,7 +200,7 @@ def another(key: str, value: Any, annotation: Any) -> tuple[str, Any]:
         return another(f"{key}.{name}", value[name], values[0] if values else Any)
     names = [choice for option in _options(annotation) for choice in get_args(option) if isinstance(choice, str)]
     candidates = [_moved(value), *names, "other", 1, 0.5, [1], True, None]
-    return key, next(item for item in candidates if item != value and conforms(item, annotation))
+    return key, next(item for item in candidates if item != value and matches(item, annotation))
 
 
 def _options(annotation: Any) -> tuple[Any, ...]:
@@ -246,7 +246,7 @@ def is_read(key: str, cfg: DictConfig) -> bool:
 def reaches_optimizer(key: str, cfg: DictConfig) -> bool:
     """Whether an option of a parameter group is one of the policy's groups, and ends in the optimizer."""
     from robolearn.config.build import build, build_policy, plain
-    from robolearn.training.optim import merge_options
+    from robolearn.training.optim import build_param_groups
     from robolearn.types import Feature, Spec
 
     _, group, option = key.split(".")
@@ -254,7 +254,7 @@ def reaches_optimizer(key: str, cfg: DictConfig) -> bool:
     with torch.device("meta"):
         plain_cfg = composed(next(f"policy={name}" for name in ("act", "vqbet") if name in cfg.policy._target_))
         policy = build_policy(plain_cfg, Spec(observation, Feature("ACTION", (2,)), 10.0))
-    optimizer = build("optimizer", cfg, merge_options(policy.param_groups(), plain(cfg)["param_groups"]))
+    optimizer = build("optimizer", cfg, build_param_groups(policy.param_groups(), plain(cfg)["param_groups"]))
     return any(g["name"] == group and g[option] == value_of(cfg, key) for g in optimizer.param_groups)
 
 

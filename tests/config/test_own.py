@@ -10,7 +10,7 @@ import yaml
 from fakes.line_env import FILES, SMALL
 
 from robolearn.cli import evaluate, train
-from robolearn.runs.run import recorded
+from robolearn.runs.run import last_metric
 
 Own = Callable[[dict[str, str]], list[str]]
 
@@ -59,7 +59,7 @@ def test_finished_run_says_so_and_returns_its_metric(trained: list[str], capfd: 
     train.main([*trained, *SMALL, "output_dir=run"])
     assert "is finished at step 4; success_rate was" in capfd.readouterr().out
     assert Path("run/metrics.jsonl").read_text() == before
-    assert recorded(Path("run"), "success_rate") is not None
+    assert last_metric(Path("run"), "success_rate") is not None
 
 
 def test_more_steps_go_on(trained: list[str]) -> None:

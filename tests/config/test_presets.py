@@ -10,7 +10,7 @@ from torch.optim import SGD, Adam, AdamW
 
 from robolearn.config.build import build, build_policy, plain, total_steps
 from robolearn.config.compose import compose, parse
-from robolearn.training.optim import merge_options
+from robolearn.training.optim import build_param_groups
 from robolearn.types import Feature, Spec
 
 SPEC = Spec(
@@ -31,7 +31,7 @@ def optimizer_of(*overrides: str) -> torch.optim.Optimizer:
     cfg = composed(*overrides)
     with torch.device("meta"):
         policy = build_policy(cfg, SPEC)
-    return build("optimizer", cfg, merge_options(policy.param_groups(), plain(cfg)["param_groups"]))
+    return build("optimizer", cfg, build_param_groups(policy.param_groups(), plain(cfg)["param_groups"]))
 
 
 def groups_of(optimizer: torch.optim.Optimizer) -> dict[str, tuple[float, float]]:
@@ -115,6 +115,6 @@ def test_schedule_of_a_policy(policy: str, expected: dict[int, float]) -> None:
 
 
 def test_the_schedule_is_as_long_as_both_phases() -> None:
-    both = ["policy=diffusion", "scheduler=diffuser", "offline.steps=60", "online.steps=40"]
+    both = ["policy=diffusion", "scheduler=diffusers", "offline.steps=60", "online.steps=40"]
     assert total_steps(composed(*both)) == 100
     assert rates(*both, at=[50, 60, 100]) == pytest.approx([0.5, 0.3454915, 0.0], abs=1e-7)

@@ -9,7 +9,7 @@ from omegaconf import OmegaConf
 
 from robolearn.cli.train import main
 from robolearn.config.compose import Job, compose, parse
-from robolearn.config.pretrained_group import take
+from robolearn.config.pretrained_group import register_from_command_line
 from robolearn.config.validate import check_targets
 
 Composed = Callable[..., list[Job]]
@@ -19,7 +19,7 @@ HERE = Path(__file__).resolve().parents[1]
 @pytest.fixture
 def composed() -> Composed:
     def run(*argv: str) -> list[Job]:
-        return compose(take(parse(argv, "train")), "train")
+        return compose(register_from_command_line(parse(argv, "train")), "train")
 
     return run
 

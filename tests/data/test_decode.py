@@ -38,7 +38,7 @@ def test_runs_equal_one_pass(tmp_path, codec, gop, b_frames, chosen):
     index = frames[chosen]
     out = np.zeros((len(index), 3, 32, 48), np.uint8)
     rows, owner = np.arange(len(index)), np.zeros(len(index), np.int64)
-    wanted = decode.Wanted(path, index / 30, rows, owner, index)
+    wanted = decode.FrameRequest(path, index / 30, rows, owner, index)
     decode.decode([wanted], (3, 32, 48), 1e-4, out.__setitem__)
     assert np.array_equal(out, sequential(path)[index])
 
@@ -47,6 +47,6 @@ def test_one_channel(tmp_path):
     path = tmp_path / "a.mp4"
     encode(path, "mpeg4", 5, 2, 0)
     out = np.zeros((5, 1, 32, 48), np.uint8)
-    wanted = decode.Wanted(path, np.arange(5) / 30, np.arange(5), np.zeros(5, np.int64), np.arange(5))
+    wanted = decode.FrameRequest(path, np.arange(5) / 30, np.arange(5), np.zeros(5, np.int64), np.arange(5))
     decode.decode([wanted], (1, 32, 48), 1e-4, out.__setitem__)
     assert out.std() > 0

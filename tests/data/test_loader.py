@@ -38,7 +38,7 @@ def threads() -> int:
 @pytest.mark.parametrize("start", [0, 7])
 def test_exact_order(workers, start):
     sampler = BatchSampler(torch.arange(40), 8, seed=1)
-    batches = Loader(Source(), sampler, Window(), CPU, workers).starting_at(start)
+    batches = Loader(Source(), sampler, Window(), CPU, workers).iter_from(start)
     for k, batch in enumerate(itertools.islice(batches, 20), start):
         assert torch.equal(batch["index"], sampler[k])
     batches.close()
@@ -49,7 +49,7 @@ def test_exact_order(workers, start):
 def test_exceptions_come_out_at_their_batch(workers):
     sampler = BatchSampler(torch.arange(40), 8, seed=1)
     bad = int(sampler[3][0])
-    batches = Loader(Source(bad), sampler, Window(), CPU, workers).starting_at(0)
+    batches = Loader(Source(bad), sampler, Window(), CPU, workers).iter_from(0)
     assert len([next(batches) for _ in range(3)]) == 3
     with pytest.raises(ValueError, match="a bad frame"):
         next(batches)
@@ -60,7 +60,7 @@ def test_dataset_through_threads(tmp_path):
     folder = write_dataset(tmp_path / "d", length=8, image_size=32)
     dataset = LeRobotDataset(root=str(folder), cache_dir=str(tmp_path / "c")).load(CPU)
     sampler, window = BatchSampler(dataset.valid_indices(2), 5, seed=0), Window((-1, 0), (0, 1))
-    for batch, k in zip(Loader(dataset, sampler, window, CPU, 2).starting_at(2), range(2, 12), strict=False):
+    for batch, k in zip(Loader(dataset, sampler, window, CPU, 2).iter_from(2), range(2, 12), strict=False):
         expected = dataset.batch(sampler[k], window)
         assert batch.keys() == expected.keys()
         assert all(torch.equal(batch[key], expected[key]) for key in batch)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from robolearn.data.offline_online_loader import PhasedLoader
+from robolearn.data.offline_online_loader import OfflineOnlineLoader
 from robolearn.data.replay_buffer import ReplayBuffer
 from robolearn.errors import UserError
 from robolearn.rollouts.rollout import Episode
@@ -120,9 +120,9 @@ def test_only_what_no_checkpoint_needs_is_removed(tmp_path: Path) -> None:
     replay = buffer(tmp_path)
     for number in range(6):
         replay.add(episode(number, 3))
-    replay.forget(before=2)
+    replay.prune(before=2)
     assert sorted(file.stem for file in (tmp_path / "replay").glob("0*")) == [f"{n:08d}" for n in range(2, 6)]
-    replay.forget(before=100)
+    replay.prune(before=100)
     assert len(list((tmp_path / "replay").glob("0*"))) == 3
 
 
@@ -160,22 +160,22 @@ class Demonstrations:
         state = torch.full((self.size, 1, 2), -1.0 - k)
         return {"observation.state": state, "only.here": state, "next.reward": state[..., 0].double()}
 
-    def starting_at(self, k: int):
+    def iter_from(self, k: int):
         while True:
             yield self[k]
             k += 1
 
 
-def mixed(replay: ReplayBuffer, n_replay: int, least: int = 0) -> PhasedLoader:
+def mixed(replay: ReplayBuffer, n_replay: int, least: int = 0) -> OfflineOnlineLoader:
     rest = Demonstrations(4 - n_replay) if n_replay < 4 else None
-    return PhasedLoader(Demonstrations(4), rest, replay, n_replay, Window(reward=(0,)), CPU, 3, least, 0)  # type: ignore[arg-type]
+    return OfflineOnlineLoader(Demonstrations(4), rest, replay, n_replay, Window(reward=(0,)), CPU, 3, least, 0)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("n_replay", [0, 1, 4])
 def test_every_mixed_batch_has_its_share(tmp_path: Path, n_replay: int) -> None:
     replay = buffer(tmp_path)
     replay.add(episode(1, 3))
-    batches = mixed(replay, n_replay).starting_at(0)
+    batches = mixed(replay, n_replay).iter_from(0)
     for k in range(3):
         assert (next(batches)["observation.state"] == -1 - k).all()
     for _ in range(20):
@@ -188,20 +188,20 @@ def test_new_episodes_are_drawn_from_at_once_and_batches_repeat(tmp_path: Path) 
     replay = buffer(tmp_path)
     replay.add(episode(1, 3))
     loader = mixed(replay, 3)
-    batches = loader.starting_at(3)
+    batches = loader.iter_from(3)
     first = next(batches)
     assert set(first) == {"observation.state", "next.reward"}
     assert first["next.reward"].dtype == torch.float64
     replay.add(episode(2, 3))
     seen = torch.cat([next(batches)["observation.state"][1:, 0, 0] for _ in range(10)])
     assert (seen >= 200).any()
-    expected, again = next(batches), next(mixed(replay, 3).starting_at(14))
+    expected, again = next(batches), next(mixed(replay, 3).iter_from(14))
     assert all(torch.equal(again[key], value) for key, value in expected.items())
 
 
 def test_demonstrations_alone_until_enough_is_collected(tmp_path: Path) -> None:
     replay = buffer(tmp_path)
-    batches = mixed(replay, 4, least=8).starting_at(3)
+    batches = mixed(replay, 4, least=8).iter_from(3)
     assert (next(batches)["observation.state"] == -4).all()
     replay.add(episode(1, 3))
     assert (next(batches)["observation.state"] == -5).all()

@@ -20,8 +20,8 @@ from robolearn.policies.tdmpc.tdmpc import TdmpcPolicy
 from robolearn.policies.vqbet import VqbetPolicy
 from robolearn.rollouts.evaluation import seeded
 from robolearn.trainer import Cadence, Trainer
-from robolearn.training.cuda_graph import Captured
-from robolearn.training.optim import diffuser, portable_state
+from robolearn.training.cuda_graph import CudaGraphed
+from robolearn.training.optim import diffusers_schedule, optimizer_state_dict
 from robolearn.types import Batch, Feature, Spec, Window
 
 pytestmark = pytest.mark.gpu
@@ -93,7 +93,7 @@ def make(policy: Policy, spec: Spec, **options: Any) -> Trainer:
         policy=policy,
         normalizer=Normalizer(spec, {}).to(GPU),
         optimizer=optimizer,
-        schedule=diffuser(optimizer, 100, num_warmup_steps=5),
+        schedule=diffusers_schedule(optimizer, 100, num_warmup_steps=5),
         loader=Loader(Frames(spec), BatchSampler(torch.arange(10, 230), 16, seed=0), policy.window, GPU, 0),
         device=GPU,
         steps=100,
@@ -114,7 +114,7 @@ def spec_of(policy: Policy) -> Spec:
 
 def losses(trainer: Trainer, steps: int) -> list[list[float]]:
     """Loss and gradient norm of each of so many updates."""
-    batches = trainer.loader.starting_at(trainer.step)
+    batches = trainer.loader.iter_from(trainer.step)
     seen: list[list[float]] = []
     add, trainer.meter.add = trainer.meter.add, cast(Any, lambda count, scalars: seen.append(list(scalars.values())))
     for _ in range(steps):
@@ -176,7 +176,7 @@ def test_a_resumed_run_with_a_graph_ends_as_one_that_was_not_stopped() -> None:
     saved = copy.deepcopy(
         {
             "policy": whole.policy.state_dict(),
-            "optimizer": portable_state(whole.optimizer),
+            "optimizer": optimizer_state_dict(whole.optimizer),
             "schedule": whole.schedule.state_dict(),
         }
     )
@@ -208,7 +208,7 @@ def test_vqbet_is_captured_anew_when_its_tokenizer_is_done() -> None:
 def test_an_update_waits_for_nothing(policy: Any, graph: bool) -> None:
     start = policy()
     trainer = make(start, spec_of(start), cuda_graph=graph)
-    batches = trainer.loader.starting_at(0)
+    batches = trainer.loader.iter_from(0)
     for step in range(12):
         waits = graph and step in (3, 9)  # a capture does, once a phase
         torch.cuda.set_sync_debug_mode("default" if step == 0 or waits else "error")
@@ -228,7 +228,7 @@ def test_a_capture_that_fails_leaves_stream_and_random_numbers_as_they_were() ->
     expected = [torch.rand(3, device=GPU) for _ in range(4)]
     torch.manual_seed(0)
     stream = torch.cuda.current_stream()
-    captured = Captured(looks, "It", warmup=1)
+    captured = CudaGraphed(looks, "It", warmup=1)
     found = [captured([{"x": torch.ones(1, device=GPU)}])[0]["x"] for _ in range(4)]
     assert torch.cuda.current_stream() == stream
     torch.testing.assert_close(found, expected, rtol=0, atol=0)

@@ -9,15 +9,15 @@ import torch
 from fakes import fake_env
 from hydra.utils import instantiate
 
-from robolearn.envs import PushT, Simulator, check_same_spec
+from robolearn.envs import EnvFactory, PushT, check_same_spec
 from robolearn.errors import UserError
 from robolearn.types import Feature, Spec
 
 
-def toy(**options) -> Simulator:
+def toy(**options) -> EnvFactory:
     kwargs = {key: options.pop(key) for key in list(options) if key in ("crash_in", "crash_at", "reports", "image")}
     options = {"features_map": fake_env.FEATURES, "package": "fakes.fake_env", "episode_length": 20, **options}
-    return Simulator("fake_env/Reach-v0", fps=10, kwargs=kwargs, **options)
+    return EnvFactory("fake_env/Reach-v0", fps=10, kwargs=kwargs, **options)
 
 
 @pytest.mark.pusht
@@ -34,7 +34,7 @@ def test_pusht_gives_every_obs_type_by_its_dataset_keys(obs_type, shapes):
     simulator = PushT(obs_type=obs_type)
     assert {key: feature.shape for key, feature in simulator.spec.observation.items()} == shapes
     assert (simulator.spec.action, simulator.spec.fps) == (Feature("ACTION", (2,)), 10)
-    env = simulator.make(2)
+    env = simulator.make_vec(2)
     observation, _ = env.reset(seed=[3, 4])
     env.close()
     for key, shape in shapes.items():
@@ -47,7 +47,7 @@ def test_pusht_gives_every_obs_type_by_its_dataset_keys(obs_type, shapes):
 
 @pytest.mark.pusht
 def test_pixels_are_those_of_the_simulator_channel_first():
-    env = PushT().make(1)
+    env = PushT().make_vec(1)
     observation, _ = env.reset(seed=[7])
     raw = env.envs[0].unwrapped.get_obs()
     env.close()
@@ -57,7 +57,9 @@ def test_pixels_are_those_of_the_simulator_channel_first():
 
 @pytest.mark.pusht
 def test_visualization_and_observation_sizes_are_options():
-    env = PushT(observation_width=48, observation_height=32, visualization_width=64, visualization_height=40).make(1)
+    env = PushT(observation_width=48, observation_height=32, visualization_width=64, visualization_height=40).make_vec(
+        1
+    )
     observation, _ = env.reset(seed=[0])
     env.set_attr("filmed", True)
     frame = env.call("frame")[0]
@@ -94,7 +96,7 @@ def test_nested_and_left_out_observations():
 
 @pytest.mark.parametrize("use_async", [False, True])
 def test_a_finished_simulator_is_left_alone_until_its_reset(use_async):
-    env = toy().make(2, use_async)
+    env = toy().make_vec(2, use_async)
     try:
         env.reset(seed=[0, 1])
         actions = np.array([[2, 0], [0.01, 0]], np.float32)
@@ -116,7 +118,7 @@ def test_a_finished_simulator_is_left_alone_until_its_reset(use_async):
 
 
 def test_an_idle_place_runs_nothing():
-    env = toy().make(2)
+    env = toy().make_vec(2)
     env.set_attr("idle", [False, True])
     env.reset(seed=[0, 0])
     _, _, _, truncated, _ = env.step(np.zeros((2, 2), np.float32))
@@ -134,7 +136,7 @@ def test_workers_do_not_import_torch():
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_workers_survive_the_signals_of_a_cluster_and_end_with_the_vector():
-    env = toy().make(2, use_async=True)
+    env = toy().make_vec(2, use_async=True)
     env.reset(seed=[0, 1])
     numbers = [process.pid for process in env.processes]
     for number in numbers:
@@ -167,14 +169,14 @@ def test_values_are_checked_before_anything_is_imported():
 def test_an_unknown_task_names_the_nearest():
     assert "env.task=PushT-v1" in (text := message(lambda: PushT(task="PushT-v1").spec))
     assert "did you mean PushT-v0?" in text
-    assert "env.id" in message(lambda: Simulator("nobody/Knows-v3", 10, 10, {}).spec)
+    assert "env.id" in message(lambda: EnvFactory("nobody/Knows-v3", 10, 10, {}).spec)
 
 
 def test_a_refused_argument_shows_what_the_environment_said():
     text = message(lambda: toy(obs_type="boht").spec)
     assert "ValueError: obs_type boht is not known" in text
     assert "obs_type=boht" in text
-    assert "friction" in message(lambda: Simulator("fake_env/Reach-v0", 10, 10, {}, kwargs={"friction": 1}).spec)
+    assert "friction" in message(lambda: EnvFactory("fake_env/Reach-v0", 10, 10, {}, kwargs={"friction": 1}).spec)
 
 
 def test_features_map_mistakes_name_the_key():
@@ -188,7 +190,7 @@ def test_features_map_mistakes_name_the_key():
 
 
 def test_a_missing_package_gives_the_command():
-    text = message(lambda: Simulator("x/Y-v0", 10, 10, {}, package="gym_not_there").spec)
+    text = message(lambda: EnvFactory("x/Y-v0", 10, 10, {}, package="gym_not_there").spec)
     assert "pip install gym-not-there" in text
 
 
@@ -205,7 +207,7 @@ def test_a_missing_library_gives_the_command(monkeypatch, library, packages):
 
 
 def test_a_missing_success_names_the_key():
-    env = toy(reports="solved").make(1)
+    env = toy(reports="solved").make_vec(1)
     env.reset(seed=[0])
     text = message(lambda: env.step(np.zeros((1, 2), np.float32)))
     env.close()
@@ -222,7 +224,7 @@ def test_a_missing_success_names_the_key():
     ],
 )
 def test_a_crash_names_the_simulator_the_seed_and_the_step(use_async, crash_in, words):
-    env = toy(crash_in=crash_in).make(1, use_async)
+    env = toy(crash_in=crash_in).make_vec(1, use_async)
 
     def run() -> None:
         env.reset(seed=[5])
@@ -288,7 +290,7 @@ def test_the_spec_of_the_recorded_datasets_fits(shared):
 
 def test_torch_is_not_touched_by_a_simulator():
     before = torch.random.get_rng_state()
-    env = toy().make(1)
+    env = toy().make_vec(1)
     env.reset(seed=[0])
     env.close()
     assert torch.equal(before, torch.random.get_rng_state())

@@ -24,7 +24,7 @@ def test_episodes_of_people_replay_from_their_first_state(shared):
     table = pq.read_table(shared / "data/pusht_keypoints_v30/data/chunk-000/file-000.parquet")
     names = ("episode_index", "observation.environment_state", "observation.state", "action")
     frames = {name: np.array(table[name].to_pylist()) for name in names}
-    env = PushT(obs_type="environment_state_agent_pos", render_mode=None).make(1).envs[0]  # type: ignore[union-attr]
+    env = PushT(obs_type="environment_state_agent_pos", render_mode=None).make_vec(1).envs[0]  # type: ignore[union-attr]
     env.reset(seed=0)
     worst = []
     for number in np.linspace(0, frames["episode_index"].max(), 20).astype(int):

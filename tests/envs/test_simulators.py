@@ -9,7 +9,7 @@ import numpy as np
 import processes
 import pytest
 
-from robolearn.envs import Aloha, PushT, Simulator, Xarm, check_same_spec
+from robolearn.envs import Aloha, EnvFactory, PushT, Xarm, check_same_spec
 from robolearn.envs.factory import open_simulator
 from robolearn.errors import UserError
 from robolearn.types import Feature
@@ -19,25 +19,25 @@ LIFT = pytest.mark.xarm
 TWO_ARMS = pytest.mark.aloha
 
 
-def shapes(simulator: Simulator) -> dict[str, tuple[int, ...]]:
+def shapes(simulator: EnvFactory) -> dict[str, tuple[int, ...]]:
     return {key: feature.shape for key, feature in simulator.spec.observation.items()}
 
 
-def alone(simulator: Simulator, seed: int, actions: list[np.ndarray]) -> list[dict[str, np.ndarray]]:
+def alone(simulator: EnvFactory, seed: int, actions: list[np.ndarray]) -> list[dict[str, np.ndarray]]:
     """What an episode of these actions shows."""
-    env = simulator.make(1)
+    env = simulator.make_vec(1)
     seen = [env.reset(seed=[seed])[0]]
     seen += [env.step(action[None])[0] for action in actions]
     env.close()
     return seen
 
 
-def raw(simulator: Simulator):
+def raw(simulator: EnvFactory):
     """The simulator's own environment."""
-    return open_simulator(*simulator.opener().args).unwrapped
+    return open_simulator(*simulator.env_fn().args).unwrapped
 
 
-def some_actions(simulator: Simulator, n: int = 3) -> list[np.ndarray]:
+def some_actions(simulator: EnvFactory, n: int = 3) -> list[np.ndarray]:
     rng = np.random.default_rng(0)
     size = {Aloha: 14, Xarm: 4, PushT: 2}[type(simulator)]
     middle = 256 if isinstance(simulator, PushT) else 0
@@ -202,7 +202,7 @@ def test_aloha_takes_actions_beyond_one_as_they_are():
 
 @TWO_ARMS
 def test_commands_that_tear_the_simulation_apart_end_the_episode_as_a_failure():
-    env = Aloha(obs_type="state", render_mode=None).make(1)
+    env = Aloha(obs_type="state", render_mode=None).make_vec(1)
     env.reset(seed=[0])
     rng, space = np.random.default_rng(0), env.single_action_space
     for _ in range(100):
@@ -289,7 +289,7 @@ def test_render_quality_changes_pictures_a_little_and_is_told(robot):
 
 @LIFT
 def test_a_black_picture_is_refused(monkeypatch):
-    env = Xarm().make(1)
+    env = Xarm().make_vec(1)
     monkeypatch.setattr("mujoco.Renderer.render", lambda self: np.zeros((84, 84, 3), np.uint8))
     with pytest.raises(UserError, match="black"):
         env.reset(seed=[0])
@@ -306,7 +306,7 @@ def test_a_display_that_cannot_be_had_gives_the_command(monkeypatch, backend, wa
     monkeypatch.setattr("mujoco.Renderer.__init__", broken)
     monkeypatch.setattr("mujoco.Renderer.__del__", lambda self: None, raising=False)
     with pytest.raises(UserError, match=f"MUJOCO_GL={backend}.*{way}"):
-        Xarm().make(1)
+        Xarm().make_vec(1)
 
 
 @pytest.mark.skipif(sys.platform != "linux" or bool(find_library("OSMesa")), reason="has OSMesa")

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from robolearn.envs import Simulator
+from robolearn.envs import EnvFactory
 from robolearn.errors import UserError
 from robolearn.policies.base import Policy
 from robolearn.types import Batch, Feature, Spec, Window
@@ -44,7 +44,7 @@ class Line(gym.Env):
 gym.register("fakes/Line-v0", entry_point="fakes.line_env:Line")
 
 
-class LineSimulator(Simulator):
+class LineSimulator(EnvFactory):
     """What an `env` file names."""
 
     def __init__(self, size: int = 1, obs_type: Literal["state", "noisy"] = "state") -> None:

@@ -15,12 +15,12 @@ from robolearn.data.loader import Loader
 from robolearn.data.sampling import BatchSampler
 from robolearn.normalize import Normalizer
 from robolearn.policies.base import Policy
-from robolearn.rollouts.evaluation import EvalResult, Stopped
+from robolearn.rollouts.evaluation import EvalResult, RolloutInterrupted
 from robolearn.runs.logger import Logger
 from robolearn.runs.run import Run
 from robolearn.trainer import Cadence, Trainer
 from robolearn.training.ema import Ema
-from robolearn.training.optim import diffuser, merge_options
+from robolearn.training.optim import build_param_groups, diffusers_schedule
 from robolearn.types import Batch, Feature, Spec, Window
 
 CPU = torch.device("cpu")
@@ -80,7 +80,7 @@ class Counting:
         if self.calls in self.during:
             self.during[self.calls]()
         if stop():
-            raise Stopped
+            raise RolloutInterrupted
         self.folders.append(folder.name)
         assert not agent.policy.training
         weights = torch.cat([p.flatten() for p in agent.policy.parameters()])
@@ -115,13 +115,13 @@ def trainer(
     for parameter in given.parameters():
         nn.init.zeros_(parameter)
     folder.mkdir(parents=True, exist_ok=True)
-    adam = optimizer(merge_options(given.param_groups(), {}), lr=lr)
+    adam = optimizer(build_param_groups(given.param_groups(), {}), lr=lr)
     data = Data()
     return Trainer(
         policy=given,
         normalizer=Normalizer(SPEC, given.normalization_mapping),
         optimizer=adam,
-        schedule=diffuser(adam, steps, num_warmup_steps=warmup),
+        schedule=diffusers_schedule(adam, steps, num_warmup_steps=warmup),
         loader=Loader(data, BatchSampler(torch.arange(FRAMES), batch_size, 0), given.window, CPU, num_workers),
         device=CPU,
         steps=steps,

@@ -18,7 +18,7 @@ from fakes.pi0 import make_batch, make_policy
 from fakes.policy import batch, diffusion, spec
 from robolearn import rng
 from robolearn.cli import train as cli
-from robolearn.distributed.world import Ranks
+from robolearn.distributed.world import World
 from robolearn.policies.act import ActPolicy
 from robolearn.policies.base import Policy
 from robolearn.trainer import Trainer
@@ -64,25 +64,25 @@ MADE: dict[str, Callable[[], tuple[Policy, Batch]]] = {
 }
 
 
-def learnt(name: str, ranks: Ranks) -> dict[str, torch.Tensor]:
+def learnt(name: str, ranks: World) -> dict[str, torch.Tensor]:
     """Gradients and losses of two updates, and buffers: of the processes' shares or, if `ranks` is alone, of all."""
     policy, whole = MADE[name]()
     policy.train()
     torch.manual_seed(7)
     if ranks.size > 1:
-        rng.divide(ranks.rank, ranks.size, CPU)
+        rng.enable_sharding(ranks.rank, ranks.size, CPU)
     own = {key: value.chunk(ranks.size)[ranks.rank] for key, value in whole.items()}
-    averaging = ranks.averaging(_Loss(policy))
+    averaging = ranks.wrap_ddp(_Loss(policy))
     result = {}
     for step in range(2):
         policy.before_step(step)
         policy.zero_grad()
         loss, _ = averaging(own)
         loss.backward()
-        result[f"loss {step}"] = ranks.mean(loss.detach())
+        result[f"loss {step}"] = ranks.all_reduce_mean(loss.detach())
         result |= {f"{key} {step}": p.grad for key, p in policy.named_parameters() if p.grad is not None}
     result |= {key: value.clone() for key, value in policy.named_buffers() if value.is_floating_point()}
-    rng.unite()
+    rng.disable_sharding()
     return result
 
 
@@ -121,9 +121,9 @@ def together(size: int, logs: Path, *arguments: str, seconds: float = 200) -> li
 
 def compare() -> None:
     """Compare every policy; prints what agrees and ends at what does not."""
-    ranks = Ranks.here()
-    whole = {name: learnt(name, Ranks()) for name in MADE}
-    with ranks.joined():
+    ranks = World.from_env()
+    whole = {name: learnt(name, World()) for name in MADE}
+    with ranks.process_group():
         for name in MADE:
             found = learnt(name, ranks)
             assert found.keys() == whole[name].keys(), name

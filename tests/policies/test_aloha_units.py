@@ -8,7 +8,7 @@ import torch
 from fakes.pi0 import make_spec
 
 from robolearn.normalize import Normalizer
-from robolearn.policies.pi0.aloha_units import AlohaSpace
+from robolearn.policies.pi0.aloha_units import AlohaUnits
 from robolearn.types import Batch, Window
 
 SPEC = make_spec(dim=14)
@@ -27,7 +27,7 @@ def make_batch(size: int = 3, chunk: int = 5) -> Batch:
 def test_actions_come_back(to_pi: bool, delta: bool) -> None:
     batch = make_batch()
     before = {key: value.clone() for key, value in batch.items()}
-    space = AlohaSpace(SPEC, to_pi, delta)
+    space = AlohaUnits(SPEC, to_pi, delta)
     there = space.encode(batch)
     assert all(torch.equal(batch[key], before[key]) for key in before)
     assert not torch.allclose(there["action"], batch["action"])
@@ -39,14 +39,14 @@ def test_actions_come_back_through_the_normaliser(to_pi: bool, delta: bool) -> N
     batch = make_batch()
     stats = {key: {"mean": torch.full((14,), 0.3), "std": torch.full((14,), 2.0)} for key in batch}
     modes = {"STATE": "MEAN_STD", "ACTION": "MEAN_STD"}
-    normalizer = Normalizer(SPEC, modes, stats, space=AlohaSpace(SPEC, to_pi, delta))  # type: ignore[arg-type]
+    normalizer = Normalizer(SPEC, modes, stats, space=AlohaUnits(SPEC, to_pi, delta))  # type: ignore[arg-type]
     encoded = normalizer.encode(batch)
     torch.testing.assert_close(normalizer.decode_action(encoded["action"], batch), batch["action"])
 
 
 def test_joints_are_differences_and_grippers_are_not() -> None:
     batch = make_batch()
-    action = AlohaSpace(SPEC, to_pi=False, delta=True).encode(batch)["action"]
+    action = AlohaUnits(SPEC, to_pi=False, delta=True).encode(batch)["action"]
     for number in range(14):
         base = 0 if number in (6, 13) else batch["observation.state"][:, :, number]
         torch.testing.assert_close(action[..., number], batch["action"][..., number] - base)
@@ -54,7 +54,7 @@ def test_joints_are_differences_and_grippers_are_not() -> None:
 
 def test_some_joints_turn_the_other_way() -> None:
     batch = make_batch()
-    there = AlohaSpace(SPEC, to_pi=True, delta=False).encode(batch)
+    there = AlohaUnits(SPEC, to_pi=True, delta=False).encode(batch)
     for key in batch:
         for number in range(14):
             sign = -1 if number in (1, 2, 8, 9) else 1
@@ -66,7 +66,7 @@ def test_a_gripper_by_hand() -> None:
     batch = make_batch()
     batch["observation.state"][..., 6] = 0.5
     batch["action"][..., 13] = 0.25
-    there = AlohaSpace(SPEC, to_pi=True, delta=False).encode(batch)
+    there = AlohaUnits(SPEC, to_pi=True, delta=False).encode(batch)
     # Half of the fingers' way is 38.22 mm from the centre: the triangle of horn, arm and way gives the angle.
     way, horn, arm = 0.03822, 0.022, 0.036
     angle = math.asin((horn**2 + way**2 - arm**2) / (2 * horn * way))
@@ -99,7 +99,7 @@ class Frames:
 def test_statistics_are_those_of_what_is_learnt() -> None:
     frames, window = Frames(), Window(action=(0, 1, 2))
     own = {"action": {"mean": torch.zeros(14), "q01": torch.ones(14)}, "observation.image": {}}
-    stats = AlohaSpace(SPEC, to_pi=False, delta=True).statistics(frames, window, own)
+    stats = AlohaUnits(SPEC, to_pi=False, delta=True).statistics(frames, window, own)
     rows = []
     for t in range(8):
         for step in range(3):
@@ -119,5 +119,5 @@ def test_statistics_are_those_of_what_is_learnt() -> None:
 
 def test_statistics_of_the_datasets_own_units_by_a_key() -> None:
     own = {"action": {"mean": torch.zeros(14)}}
-    space = AlohaSpace(SPEC, to_pi=True, delta=False, converts_statistics=False)
+    space = AlohaUnits(SPEC, to_pi=True, delta=False, converts_statistics=False)
     assert space.statistics(Frames(), Window(), own) is own

@@ -14,7 +14,7 @@ from robolearn.checkpoints.lerobot import weights
 from robolearn.errors import UserError
 from robolearn.policies.pi0 import Pi0Policy
 from robolearn.policies.pi0.attention import ATTENTION
-from robolearn.policies.pi0.gemma import Memory
+from robolearn.policies.pi0.gemma import KVCache
 from robolearn.policies.pi0.pi0 import embed_times
 from robolearn.types import Feature, Spec
 
@@ -79,7 +79,7 @@ def test_the_memory_is_what_a_pass_over_all_tokens_makes() -> None:
     tokens, more = torch.randn(2, 5, 32), torch.randn(2, 3, 32)
     valid = torch.tensor([[True] * 5, [True] * 3 + [False] * 2])
     own = torch.ones(3, 3, dtype=torch.bool)
-    in_two = expert(more, gemma.remember(tokens, valid), own)
+    in_two = expert(more, gemma.prefill(tokens, valid), own)
 
     mask = torch.zeros(2, 8, 8, dtype=torch.bool)
     mask[:, :, :5] = valid.unsqueeze(1)
@@ -88,7 +88,7 @@ def test_the_memory_is_what_a_pass_over_all_tokens_makes() -> None:
     for sample in range(2):  # positions leave no gap where words are padding
         kept = torch.cat([valid[sample], torch.ones(3, dtype=torch.bool)])
         together = torch.cat([tokens, more], dim=1)[sample : sample + 1, kept]
-        memory = Memory([(k[:1], v[:1]) for k, v in nothing], torch.zeros(1, 0, dtype=torch.bool))
+        memory = KVCache([(k[:1], v[:1]) for k, v in nothing], torch.zeros(1, 0, dtype=torch.bool))
         whole = gemma(together, memory, mask[sample][kept][:, kept])
         torch.testing.assert_close(in_two[sample], whole[0, -3:], atol=1e-5, rtol=1e-4)
 

@@ -13,7 +13,7 @@ from robolearn.agent import Agent
 from robolearn.errors import UserError
 from robolearn.normalize import Normalizer
 from robolearn.policies.tdmpc import planner
-from robolearn.policies.tdmpc.planner import least_of_two
+from robolearn.policies.tdmpc.planner import min_of_random_pair
 from robolearn.policies.tdmpc.tdmpc import TdmpcPolicy, shift_images
 from robolearn.types import Batch, Feature, Spec, Window
 
@@ -364,7 +364,7 @@ def test_the_first_action_is_repeated() -> None:
 def test_minima_are_of_two_heads(replacement: bool) -> None:
     values = torch.arange(3.0).unsqueeze(1)
     torch.manual_seed(0)
-    found = {least_of_two(values, replacement).item() for _ in range(100)}
+    found = {min_of_random_pair(values, replacement).item() for _ in range(100)}
     # The highest of three is the lower of two only where it is drawn twice.
     assert found == ({0.0, 1.0, 2.0} if replacement else {0.0, 1.0})
-    assert least_of_two(values[1:], replacement).item() == 1.0
+    assert min_of_random_pair(values[1:], replacement).item() == 1.0

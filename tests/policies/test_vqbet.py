@@ -8,7 +8,7 @@ from fakes.policy import ACTION_DIM, batch, spec
 
 from robolearn.errors import UserError
 from robolearn.policies.nn.gpt import Gpt
-from robolearn.policies.nn.residual_vq import Codebook, draw
+from robolearn.policies.nn.residual_vq import Codebook, sample
 from robolearn.policies.vqbet import VqbetPolicy
 from robolearn.types import Batch, Spec, Window
 
@@ -162,7 +162,7 @@ def test_codes_become_the_means_of_what_they_stand_for() -> None:
     codebook = Codebook(2, 3, decay=0.5)
     x, chosen = torch.rand(6, 3), torch.tensor([0, 0, 1, 1, 1, 1])
     for _ in range(60):
-        codebook.follow(x, chosen, torch.tensor([1.0, 1.0, 1.0, 1.0, 1.0, 0.0]))
+        codebook.ema_update(x, chosen, torch.tensor([1.0, 1.0, 1.0, 1.0, 1.0, 0.0]))
     torch.testing.assert_close(codebook.codes[0], torch.stack([x[:2].mean(0), x[2:5].mean(0)]), rtol=1e-4, atol=1e-4)
 
 
@@ -248,4 +248,4 @@ def test_codes_are_those_that_torch_would_draw(transposed: bool) -> None:
     torch.manual_seed(1)
     expected = torch.multinomial(odds, 1).squeeze(-1)
     torch.manual_seed(1)
-    assert torch.equal(draw(odds), expected)
+    assert torch.equal(sample(odds), expected)

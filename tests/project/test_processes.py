@@ -6,7 +6,7 @@ import pytest
 from fakes.datasets import write_dataset
 
 from robolearn.cli.train import main
-from robolearn.distributed.world import Ranks
+from robolearn.distributed.world import World
 
 TORCHRUN = {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1"}
 SRUN = {"SLURM_STEP_NUM_TASKS": "4", "SLURM_PROCID": "2", "SLURM_LOCALID": "0"}
@@ -30,7 +30,7 @@ def test_torchrun_and_srun_tell_who_is_who(
         monkeypatch.delenv(name, raising=False)
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    found = Ranks.here()
+    found = World.from_env()
     assert (found.rank, found.size, found.local_rank) == expected
 
 

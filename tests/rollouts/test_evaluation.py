@@ -9,7 +9,7 @@ from envs.test_factory import message, toy
 from fakes import fake_env
 
 from robolearn.envs import PushT
-from robolearn.rollouts.evaluation import Evaluator, Stopped, seeded, wilson_interval
+from robolearn.rollouts.evaluation import Evaluator, RolloutInterrupted, seeded, wilson_interval
 from robolearn.rollouts.video_recorder import grid, mp4, shrink
 
 
@@ -79,7 +79,7 @@ def test_randomness_is_left_alone_and_depends_on_the_seed_only(tmp_path):
 def test_randomness_is_left_alone_by_an_evaluation_that_fails(tmp_path):
     before = torch.random.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()
     message(lambda: evaluate(tmp_path, simulator=toy(crash_in="step")))
-    with pytest.raises(Stopped):
+    with pytest.raises(RolloutInterrupted):
         Evaluator(toy(), 2, 2, n_videos=1)(fake_env.Noisy(), tmp_path, stop=lambda: True)
     assert torch.equal(before[0], torch.random.get_rng_state())
     assert (before[1] == np.random.get_state()[1]).all()

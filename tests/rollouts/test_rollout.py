@@ -8,7 +8,7 @@ from robolearn.agent import Agent
 from robolearn.envs import PushT
 from robolearn.normalize import Normalizer
 from robolearn.policies.base import Policy
-from robolearn.rollouts.rollout import Episode, Stopped, rollout
+from robolearn.rollouts.rollout import Episode, RolloutInterrupted, rollout
 from robolearn.types import Feature, Spec, Window
 
 
@@ -61,7 +61,7 @@ def test_a_success_that_ends_nothing_counts_all_the_same():
 
 
 def test_finished_simulators_are_not_stepped():
-    env = toy(episode_length=50).make(3)
+    env = toy(episode_length=50).make_vec(3)
     episodes = rollout(env, fake_env.Forward(), [0, 1, 2])
     assert env.get_attr("steps_taken") == tuple(len(episode) for episode in episodes)
     rollout(env, fake_env.Forward(), [0])
@@ -98,7 +98,7 @@ def test_frames_of_the_chosen_episodes_only(use_async):
 
 def test_a_rollout_can_be_stopped():
     answers = iter([False, False, True])
-    with pytest.raises(Stopped):
+    with pytest.raises(RolloutInterrupted):
         run(toy(), [0], stop=lambda: next(answers))
 
 

@@ -14,7 +14,7 @@ import yaml
 
 from robolearn.errors import UserError
 from robolearn.runs import run as module
-from robolearn.runs.run import MAY_CHANGE, Run, differences, flatten, holds_run, newest_unfinished, status
+from robolearn.runs.run import MUTABLE_KEYS, Run, differences, flatten, holds_run, newest_unfinished, status
 
 CONFIG: dict[str, Any] = {
     "seed": 0,
@@ -109,7 +109,7 @@ def test_steps_cadences_evaluation_and_logger_may_change(key: str, value: Any) -
 
 
 def test_every_key_that_may_change_is_tried_here() -> None:
-    assert {key if key in MAY_CHANGE else key.split(".")[0] for key, _ in FREE} == set(MAY_CHANGE)
+    assert {key if key in MUTABLE_KEYS else key.split(".")[0] for key, _ in FREE} == set(MUTABLE_KEYS)
 
 
 def test_a_key_whose_name_begins_like_a_free_one_may_not_change() -> None:

@@ -15,7 +15,7 @@ from wandb_file import history, runs, started
 
 from robolearn.errors import UserError
 from robolearn.runs.logger import Logger
-from robolearn.runs.wandb_logger import WandbRun
+from robolearn.runs.wandb_logger import WandbLogger
 
 pytest.importorskip("wandb", reason="needs the package wandb: pip install wandb")
 
@@ -23,7 +23,7 @@ pytest.importorskip("wandb", reason="needs the package wandb: pip install wandb"
 def run(folder: Path, policy: Line | None = None, **options: Any) -> None:
     """A small run that logs there, from its start or its last checkpoint to its end."""
     made = trainer(folder, log=3, save=4, evaluate=6, evaluator=Counting(), policy=policy)
-    made.logger = Logger(folder, tensorboard=False, wandb=partial(WandbRun, **options))
+    made.logger = Logger(folder, tensorboard=False, wandb=partial(WandbLogger, **options))
     made.train()
 
 
@@ -68,7 +68,7 @@ def test_the_model_is_kept_unless_that_is_disabled(tmp_path: Path, disable_artif
 
 
 def test_a_video_is_kept(tmp_path: Path) -> None:
-    logger = Logger(tmp_path, tensorboard=False, wandb=WandbRun)
+    logger = Logger(tmp_path, tensorboard=False, wandb=WandbLogger)
     logger.video(4, "eval/video", np.zeros((2, 8, 8, 3), np.uint8), fps=10.0)
     logger.close()
     (line,) = history(runs(tmp_path)[0])
@@ -88,12 +88,12 @@ def test_a_missing_package_is_told_with_the_way_to_it(tmp_path: Path, monkeypatc
         importlib.util, "find_spec", lambda name, *rest: None if name == "wandb" else found(name, *rest)
     )
     with pytest.raises(UserError, match="pip install 'wandb>=0.19'"):
-        WandbRun(tmp_path)
+        WandbLogger(tmp_path)
 
 
 def test_no_project_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"logger.wandb.project is empty"):
-        WandbRun(tmp_path, project="")
+        WandbLogger(tmp_path, project="")
 
 
 def test_online_without_a_login_ends_in_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -105,7 +105,7 @@ def test_online_without_a_login_ends_in_one_sentence(tmp_path: Path, monkeypatch
 
     monkeypatch.setattr(wandb, "init", refuse)
     with pytest.raises(UserError, match=r"mode=online: .* \(No API key configured\); .*mode=offline\.$"):
-        WandbRun(tmp_path, mode="online").scalars(1, {"a": 1.0})
+        WandbLogger(tmp_path, mode="online").scalars(1, {"a": 1.0})
 
 
 def test_other_loggers_do_not_import_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -44,7 +44,7 @@ def write_run(sweep: Path, seed: int, rate: float = 1e-3, values: tuple[float, .
 def queue(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     """Jobs in the queue, by id."""
     jobs: dict[str, str] = {}
-    monkeypatch.setattr(slurm, "is_here", lambda: True)
+    monkeypatch.setattr(slurm, "is_available", lambda: True)
     monkeypatch.setattr(slurm, "queued", lambda: jobs)
     return jobs
 
@@ -80,7 +80,7 @@ def test_states(tmp_path: Path, queue: dict[str, str], status: dict[str, Any], j
 
 
 def test_without_a_cluster_the_heartbeat_decides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(slurm, "is_here", lambda: False)
+    monkeypatch.setattr(slurm, "is_available", lambda: False)
     write_run(tmp_path, 1, state="running", time=SILENT, job="7")
     assert states(tmp_path) == {"1": "lost"}
 
@@ -146,7 +146,7 @@ def test_runs_of_the_grid_that_have_not_begun_are_waiting(tmp_path: Path) -> Non
 def test_a_run_whose_job_could_not_begin_is_failed_until_it_is_submitted_again(tmp_path: Path) -> None:
     planned = ["policy=act", "seed=2", "optimizer.lr=0.001"]
     write_run(tmp_path, 1)
-    launch_failures.note(tmp_path, tmp_path / "seed-2_0", planned, "job 7 died without a word", tmp_path / "7.err")
+    launch_failures.record(tmp_path, tmp_path / "seed-2_0", planned, "job 7 died without a word", tmp_path / "7.err")
     (failed,) = (run for run in read(tmp_path).runs if run.state == "failed")
     assert (failed.name, failed.overrides["seed"], failed.log) == ("seed-2_0", "2", tmp_path / "7.err")
     write_run(tmp_path, 2)

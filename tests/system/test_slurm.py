@@ -62,16 +62,16 @@ def test_no_slurm_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "/nowhere")
     with pytest.raises(UserError, match="hydra/launcher=local"):
         slurm.check_request(LAUNCHER)
-    assert slurm.queued() is None
+    assert slurm.queue() is None
 
 
 def test_the_queue(command) -> None:
     command("squeue", "printf '12_0 RUNNING\\n12_1 PENDING\\n7 COMPLETING\\n'")
-    assert slurm.queued() == {"12_0": "RUNNING", "12_1": "PENDING", "7": "COMPLETING"}
+    assert slurm.queue() == {"12_0": "RUNNING", "12_1": "PENDING", "7": "COMPLETING"}
     command("squeue", "")
-    assert slurm.queued() == {}
+    assert slurm.queue() == {}
     command("squeue", "exit 1")
-    assert slurm.queued() is None
+    assert slurm.queue() is None
 
 
 def test_a_grid_larger_than_an_array_is_submitted_as_there_is_room(command) -> None:
@@ -81,15 +81,15 @@ def test_a_grid_larger_than_an_array_is_submitted_as_there_is_room(command) -> N
     assert launcher._room(waiting=1200, at_work=0) == 1000
     assert [launcher._room(waiting=200, at_work=number) for number in (1000, 4, 3, 1)] == [0, 0, 1, 3]
     command("scontrol", "exit 1")
-    assert slurm.largest_array() == 1001
+    assert slurm.max_array_size() == 1001
 
 
 def test_the_job_of_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("SLURM_JOB_ID", "SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID"):
         monkeypatch.delenv(name, raising=False)
-    assert slurm.own_job() is None
+    assert slurm.current_job_id() is None
     monkeypatch.setenv("SLURM_JOB_ID", "14")
-    assert slurm.own_job() == "14"
+    assert slurm.current_job_id() == "14"
     monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "12")
     monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "2")
-    assert slurm.own_job() == "12_2"
+    assert slurm.current_job_id() == "12_2"

@@ -14,10 +14,10 @@ from robolearn.agent import Agent
 from robolearn.config.devices import pick_acting_graph, pick_compile, pick_cuda_graph
 from robolearn.errors import UserError
 from robolearn.normalize import Normalizer
-from robolearn.policies.nn.unet import Conv, Doubling, at_autocast_precision
+from robolearn.policies.nn.unet import Conv, Upsample1d, at_autocast_precision
 from robolearn.training import cuda_graph
-from robolearn.training.cuda_graph import Captured
-from robolearn.training.optim import is_capturable, make_capturable, portable_state
+from robolearn.training.cuda_graph import CudaGraphed
+from robolearn.training.optim import is_capturable, optimizer_state_dict, to_capturable
 from robolearn.types import Batch
 
 
@@ -51,7 +51,7 @@ def counting() -> tuple[list[float], Any]:
 
 def test_every_call_counts_once(captures: list[int]) -> None:
     seen, function = counting()
-    captured = Captured(function, "It", warmup=3)
+    captured = CudaGraphed(function, "It", warmup=3)
     results = [float(captured([{"x": torch.full((1,), float(i))}])[0]["sum"]) for i in range(6)]
     assert results == seen == [0, 1, 2, 3, 4, 5]
     assert captures == [1]
@@ -59,7 +59,7 @@ def test_every_call_counts_once(captures: list[int]) -> None:
 
 def test_another_shape_or_key_is_captured_anew(captures: list[int]) -> None:
     _, function = counting()
-    captured = Captured(function, "It", warmup=1)
+    captured = CudaGraphed(function, "It", warmup=1)
     for size, key in [(1, "a"), (1, "a"), (2, "a"), (2, "a"), (2, "b"), (2, "b"), (2, "b")]:
         captured([{"x": torch.ones(size)}], key=key)
     assert captures == [1, 2, 2]
@@ -68,7 +68,7 @@ def test_another_shape_or_key_is_captured_anew(captures: list[int]) -> None:
 @pytest.mark.parametrize(("keep", "count"), [(1, 4), (2, 2)])
 def test_as_many_graphs_are_kept_as_asked(captures: list[int], keep: int, count: int) -> None:
     _, function = counting()
-    captured = Captured(function, "It", warmup=0, keep=keep)
+    captured = CudaGraphed(function, "It", warmup=0, max_graphs=keep)
     for size in [1, 2, 1, 2]:
         captured([{"x": torch.ones(size)}])
     assert len(captures) == count
@@ -82,7 +82,7 @@ def test_a_capture_that_fails_is_told_once_and_costs_no_call(
 
     monkeypatch.setattr(cuda_graph, "_capture", fail)
     seen, function = counting()
-    captured = Captured(function, "The update", warmup=1)
+    captured = CudaGraphed(function, "The update", warmup=1)
     with caplog.at_level(logging.WARNING):
         for i in range(4):
             captured([{"x": torch.full((1,), float(i))}])
@@ -91,7 +91,7 @@ def test_a_capture_that_fails_is_told_once_and_costs_no_call(
         "The update runs without a CUDA graph, several times slower: operation not permitted when stream is capturing"
     ]
     with pytest.raises(RuntimeError, match="not permitted"):
-        Captured(function, "The update", required=True, warmup=0)([{"x": torch.ones(1)}])
+        CudaGraphed(function, "The update", required=True, warmup=0)([{"x": torch.ones(1)}])
 
 
 def test_results_come_back_in_their_shapes() -> None:
@@ -118,19 +118,19 @@ def optimizer_of(rate: float = 0.1) -> tuple[nn.Parameter, torch.optim.Optimizer
 
 def test_a_captured_optimizers_state_is_saved_as_any_other() -> None:
     _, plain = optimizer_of()
-    before = portable_state(plain)
-    make_capturable(plain, CPU)
+    before = optimizer_state_dict(plain)
+    to_capturable(plain, CPU)
     assert isinstance(plain.param_groups[0]["lr"], Tensor)
     assert plain.param_groups[0]["capturable"]
-    after = portable_state(plain)
+    after = optimizer_state_dict(plain)
     assert after["param_groups"] == [group | {"lr": pytest.approx(0.1)} for group in before["param_groups"]]
     assert all(type(group["lr"]) is float for group in after["param_groups"])
 
 
 def test_a_saved_state_is_taken_up_by_either_kind() -> None:
     weight, first = optimizer_of()
-    make_capturable(first, CPU)
-    state = portable_state(first)
+    to_capturable(first, CPU)
+    state = optimizer_state_dict(first)
     other, second = optimizer_of(rate=0.5)
     with torch.no_grad():
         other.copy_(weight)
@@ -198,7 +198,7 @@ def test_an_agent_remembers_until_it_is_reset() -> None:
 
 
 @pytest.mark.parametrize(
-    "layer", [Conv(3, 5, 5, padding=2), Conv(3, 5, 3, stride=2, padding=1), Conv(3, 5, 1), Doubling(3)]
+    "layer", [Conv(3, 5, 5, padding=2), Conv(3, 5, 3, stride=2, padding=1), Conv(3, 5, 1), Upsample1d(3)]
 )
 def test_convolutions_are_matrix_products(layer: Any) -> None:
     x = torch.randn(2, 8, 3)

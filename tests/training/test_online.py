@@ -14,12 +14,12 @@ from fakes.training import CPU, Line, metrics, saved, status, trainer
 
 from robolearn.agent import Agent
 from robolearn.data.replay_buffer import ReplayBuffer
-from robolearn.envs.factory import Simulator
+from robolearn.envs.factory import EnvFactory
 from robolearn.errors import UserError
 from robolearn.normalize import Normalizer
 from robolearn.policies.vqbet import VqbetPolicy
-from robolearn.rollouts.rollout import Stopped
-from robolearn.rollouts.workers import Collected, RolloutsBeside
+from robolearn.rollouts.rollout import RolloutInterrupted
+from robolearn.rollouts.workers import AsyncRolloutWorker, RolloutResult
 from robolearn.trainer import Trainer
 from robolearn.training.online import Collector, Online
 from robolearn.types import Feature, Spec
@@ -28,8 +28,8 @@ SPEC = Spec({"observation.state": Feature("STATE", (2,))}, Feature("ACTION", (2,
 GIVEN: dict[str, Any] = {"steps": 8, "steps_between_rollouts": 2, "env_seed": 7, "buffer_capacity": 100}
 
 
-def simulator(**kwargs: Any) -> Simulator:
-    return Simulator(
+def simulator(**kwargs: Any) -> EnvFactory:
+    return EnvFactory(
         "fake_env/Reach-v0",
         10,
         12,
@@ -57,7 +57,7 @@ def agent(speed: float = 0.2, explore: bool = True, cls: type[Line] = Explorer) 
     return Agent(policy.eval(), Normalizer(SPEC, {}), CPU, explore=explore)
 
 
-def collector(folder: Path, acting: Agent, env: Simulator | None = None, **options: Any) -> Collector:
+def collector(folder: Path, acting: Agent, env: EnvFactory | None = None, **options: Any) -> Collector:
     phase = Online(**(GIVEN | options))
     return phase.collector(env or simulator(), acting.policy, SPEC, folder, acting, offline_steps=4)
 
@@ -165,7 +165,7 @@ def test_seeding_does_not_wait_for_successes_that_do_not_come(tmp_path: Path) ->
 def test_an_interrupted_rollout_is_done_again(tmp_path: Path) -> None:
     acting = agent()
     found = collector(tmp_path, acting)
-    with pytest.raises(Stopped):
+    with pytest.raises(RolloutInterrupted):
         found(4, lambda: acting, lambda: True)
     assert (found.episodes, found.replay.frames) == (0, 0)
     assert found(4, lambda: acting, never)
@@ -223,9 +223,9 @@ def test_a_process_beside_training_gets_the_newest_weights(tmp_path: Path) -> No
         found.close()
 
 
-def wait(rollouts: RolloutsBeside, acting: Agent) -> Collected | None:
+def wait(rollouts: AsyncRolloutWorker, acting: Agent) -> RolloutResult | None:
     rollouts.start(0, acting, [1], never)
-    return rollouts.take(wait=True, stop=never)
+    return rollouts.get(wait=True, stop=never)
 
 
 def test_an_error_beside_training_ends_it(tmp_path: Path) -> None:
@@ -271,7 +271,7 @@ def test_a_signal_ends_the_wait(tmp_path: Path) -> None:
     found = collector(tmp_path, acting, simulator(crash_in="slow"), do_rollout_async=True)
     assert found.finish(4, never) == {}
     found(4, lambda: acting, never)
-    with pytest.raises(Stopped):
+    with pytest.raises(RolloutInterrupted):
         found.finish(5, lambda: True)
     assert found.finish(5, never)["online/episodes"] == 1
     found.close()
@@ -281,7 +281,7 @@ def test_the_death_of_the_process_beside_training_is_told(tmp_path: Path) -> Non
     acting = agent()
     found = collector(tmp_path, acting, simulator(crash_in="slow"), do_rollout_async=True)
     rollouts = found.rollouts
-    assert isinstance(rollouts, RolloutsBeside)
+    assert isinstance(rollouts, AsyncRolloutWorker)
     try:
         os.kill(rollouts._process.pid or 0, signal.SIGKILL)
         with pytest.raises(UserError, match=r"The process that collects episodes died \(exit code -9"):
@@ -294,4 +294,4 @@ def test_memory_is_taken_once(tmp_path: Path) -> None:
     """The ring's files have their size from the start, so that a full disk is told then."""
     replay = ReplayBuffer(tmp_path, SPEC, 1000, CPU)
     assert (tmp_path / "ring.observation.state").stat().st_blocks * 512 >= 1000 * 2 * 4
-    assert replay.drawable == 0
+    assert replay.num_sampleable == 0

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from robolearn.errors import UserError
-from robolearn.training.optim import constant, cosine_decay_with_warmup, diffuser, merge_options, vqbet
+from robolearn.training.optim import build_param_groups, constant, cosine_decay_with_warmup, diffusers_schedule, vqbet
 
 STEPS = 20
 WARMUP = 5
@@ -53,43 +53,43 @@ FORMULAS = {
 
 @pytest.mark.parametrize("name", FORMULAS)
 def test_schedules_follow_their_formulas(name: str) -> None:
-    schedule = diffuser(sgd(1.0), STEPS, name=name, num_warmup_steps=WARMUP)
+    schedule = diffusers_schedule(sgd(1.0), STEPS, name=name, num_warmup_steps=WARMUP)
     assert rates(schedule, STEPS) == pytest.approx([FORMULAS[name](step) for step in range(STEPS + 1)], abs=1e-12)
 
 
 @pytest.mark.parametrize("name", FORMULAS)
 def test_beyond_the_last_step_the_rate_is_held(name: str) -> None:
-    found = rates(diffuser(sgd(1.0), STEPS, name=name, num_warmup_steps=WARMUP), 2 * STEPS)
+    found = rates(diffusers_schedule(sgd(1.0), STEPS, name=name, num_warmup_steps=WARMUP), 2 * STEPS)
     assert found[STEPS:] == [found[STEPS]] * (STEPS + 1)
 
 
 def test_without_hold_at_end_the_cosine_rises_again() -> None:
-    found = rates(diffuser(sgd(1.0), STEPS, num_warmup_steps=WARMUP, hold_at_end=False), 2 * STEPS)
+    found = rates(diffusers_schedule(sgd(1.0), STEPS, num_warmup_steps=WARMUP, hold_at_end=False), 2 * STEPS)
     expected = [FORMULAS["cosine"](step) for step in range(2 * STEPS + 1)]
     assert found == pytest.approx(expected, abs=1e-12)
     assert found[STEPS + 10] > 0.5
 
 
 def test_the_cosine_of_the_reference_as_it_was_measured() -> None:
-    found = rates(diffuser(sgd(1.0), 20, num_warmup_steps=5, hold_at_end=False), 25)
+    found = rates(diffusers_schedule(sgd(1.0), 20, num_warmup_steps=5, hold_at_end=False), 25)
     measured = {0: 0.0, 1: 0.2, 5: 1.0, 10: 0.75, 20: 0.0, 25: 0.25}
     assert {step: round(found[step], 4) for step in measured} == measured
 
 
 def test_every_group_keeps_its_own_rate() -> None:
     optimizer = sgd(1.0, 0.1)
-    diffuser(optimizer, STEPS, num_warmup_steps=4)
+    diffusers_schedule(optimizer, STEPS, num_warmup_steps=4)
     for _ in range(2):
         optimizer.step()
     assert [group["lr"] for group in optimizer.param_groups] == [0.0, 0.0]
 
 
 def test_a_resumed_schedule_goes_on_where_it_was() -> None:
-    whole = rates(diffuser(sgd(1.0), STEPS, num_warmup_steps=WARMUP), STEPS)
-    first = diffuser(sgd(1.0), STEPS, num_warmup_steps=WARMUP)
+    whole = rates(diffusers_schedule(sgd(1.0), STEPS, num_warmup_steps=WARMUP), STEPS)
+    first = diffusers_schedule(sgd(1.0), STEPS, num_warmup_steps=WARMUP)
     rates(first, 6)
     optimizer = sgd(1.0)
-    second = diffuser(optimizer, STEPS, num_warmup_steps=WARMUP)
+    second = diffusers_schedule(optimizer, STEPS, num_warmup_steps=WARMUP)
     optimizer.load_state_dict(first.optimizer.state_dict())
     second.load_state_dict(first.state_dict())
     assert rates(second, STEPS - 7) == whole[7:]
@@ -101,12 +101,12 @@ def test_constant_never_changes() -> None:
 
 def test_an_unknown_schedule_names_the_nearest() -> None:
     with pytest.raises(UserError, match=r"scheduler.name=cosin is none of .*did you mean 'cosine'"):
-        diffuser(sgd(1.0), STEPS, name="cosin")
+        diffusers_schedule(sgd(1.0), STEPS, name="cosin")
 
 
 def test_a_schedule_that_needs_rules_we_have_no_key_for_is_refused() -> None:
     with pytest.raises(UserError, match=r"scheduler.name=piecewise_constant is none of"):
-        diffuser(sgd(1.0), STEPS, name="piecewise_constant")
+        diffusers_schedule(sgd(1.0), STEPS, name="piecewise_constant")
 
 
 def groups() -> dict[str, list[nn.Parameter]]:
@@ -114,18 +114,18 @@ def groups() -> dict[str, list[nn.Parameter]]:
 
 
 def test_options_reach_the_group_of_their_name() -> None:
-    merged = merge_options(groups(), {"backbone": {"lr": 0.1}})
+    merged = build_param_groups(groups(), {"backbone": {"lr": 0.1}})
     optimizer = torch.optim.SGD(merged, lr=1.0)
     assert [(group["name"], group["lr"]) for group in optimizer.param_groups] == [("policy", 1.0), ("backbone", 0.1)]
 
 
 def test_groups_without_parameters_are_left_out() -> None:
-    assert [group["name"] for group in merge_options(groups(), {})] == ["policy", "backbone"]
+    assert [group["name"] for group in build_param_groups(groups(), {})] == ["policy", "backbone"]
 
 
 def test_an_unknown_group_names_the_nearest() -> None:
     with pytest.raises(UserError, match=r"param_groups.bakbone: .*no parameter group 'bakbone'.*'backbone'"):
-        merge_options(groups(), {"bakbone": {"lr": 0.1}})
+        build_param_groups(groups(), {"bakbone": {"lr": 0.1}})
 
 
 def test_vqbet_of_the_reference_as_it_was_measured() -> None:

@@ -122,13 +122,13 @@ class Launcher:
         return list(runs.values())
 
     def _collect_finished(self, runs: list[Run]) -> None:
-        from robolearn.runs.run import is_done, recorded
+        from robolearn.runs.run import is_finished, last_metric
 
         for run in runs:
             cfg = run.config
             steps = OmegaConf.select(cfg, "offline.steps"), OmegaConf.select(cfg, "online.steps")
-            if None not in steps and is_done(run.folder, sum(steps)):
-                run.ended(recorded(run.folder, cfg.checkpoints.metric), JobStatus.COMPLETED)
+            if None not in steps and is_finished(run.folder, sum(steps)):
+                run.ended(last_metric(run.folder, cfg.checkpoints.metric), JobStatus.COMPLETED)
 
     def _adopt(self, runs: list[Run]) -> None:
         """Take over jobs of an earlier launcher that are still queued; where there is no queue there are none."""
@@ -206,7 +206,7 @@ class Launcher:
         log.error("#%d failed: %s: %s; log: %s", run.number, run.folder.name, error, told)
         if not (run.folder / "status.json").exists():
             # It could not say so itself: imports failed, or the node lacks the environment.
-            launch_failures.note(self._sweep, run.folder, run.overrides, error, told)
+            launch_failures.record(self._sweep, run.folder, run.overrides, error, told)
 
     def _sum_up(self, runs: list[Run], folder: Path) -> None:
         if "BasicSweeper" not in str(self.config.hydra.sweeper._target_):
@@ -241,7 +241,7 @@ class SlurmLauncher(Launcher, submitit_launcher.SlurmLauncher):
 
     def _room(self, waiting: int, at_work: int) -> int:
         if not at_work:
-            return min(waiting, slurm.largest_array())
+            return min(waiting, slurm.max_array_size())
         # Each array has a limit of its own; what another one leaves of it is one's room.
         return max(0, min(waiting, self.params["array_parallelism"] - at_work))
 
@@ -255,7 +255,7 @@ class SlurmLauncher(Launcher, submitit_launcher.SlurmLauncher):
     def _adopt(self, runs: list[Run]) -> None:
         from submitit.slurm.slurm import SlurmJob
 
-        there = slurm.queued() or {}
+        there = slurm.queue() or {}
         pattern = Path(self.params["submitit_folder"])
         by_overrides = {tuple(run.overrides): run for run in runs}
         for job in self._left(pattern, there, SlurmJob):
@@ -275,7 +275,7 @@ class SlurmLauncher(Launcher, submitit_launcher.SlurmLauncher):
         return f"its jobs go on, unless you scancel {' '.join(arrays)}" if jobs else "it had no jobs in the queue"
 
     def _alive(self) -> Callable[[Any], bool]:
-        there = slurm.queued()
+        there = slurm.queue()
         # A controller that does not answer says nothing about its jobs.
         return lambda job: there is None or job.job_id in there
 

@@ -10,8 +10,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from robolearn.checkpoints.lerobot import config_json, weights
-from robolearn.checkpoints.locate import WEIGHTS, is_lerobots
-from robolearn.checkpoints.store import load_spec, sound
+from robolearn.checkpoints.locate import WEIGHTS, is_lerobot_checkpoint
+from robolearn.checkpoints.store import load_spec, verified
 from robolearn.errors import UserError
 from robolearn.normalize import Normalizer
 from robolearn.policies.base import Policy
@@ -20,7 +20,7 @@ from robolearn.types import Spec
 log = logging.getLogger(__name__)
 
 
-class Start:
+class PretrainedCheckpoint:
     """A folder of a policy's weights.
 
     Args:
@@ -32,9 +32,9 @@ class Start:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._config = config_json.read(folder) if is_lerobots(folder) else None
+        self._config = config_json.read(folder) if is_lerobot_checkpoint(folder) else None
         if self._config is None:
-            sound(folder)
+            verified(folder)
 
     def spec(self, fps: float = 1.0) -> Spec:
         """What its policy observes and commands.
@@ -74,7 +74,7 @@ class Start:
         Raises:
             UserError: Statistics are missing or not finite, and have no value of their own.
         """
-        found = self.statistics()
+        found = self.load_stats()
         taken, faults = {}, {}
         for name, own in normalizer.state_dict().items():
             value = found.get(name)
@@ -97,7 +97,7 @@ class Start:
             told = ", ".join(f"{_told(name)} {fault}" for name, fault in faults.items())
             log.warning("Of the statistics in %s, %s; the dataset's are used there.", self.folder, told)
 
-    def statistics(self) -> dict[str, Tensor]:
+    def load_stats(self) -> dict[str, Tensor]:
         """The statistics by their names in a normaliser's state dict.
 
         Raises:
@@ -107,12 +107,12 @@ class Start:
             names = [n for n in file.keys() if n.startswith(("normalizer.", "normalize_", "unnormalize_"))]  # noqa: SIM118
             found = self._named({name: file.get_tensor(name) for name in names})
         if self._config is not None:
-            found |= weights.processed_statistics(config_json.statistics_files(self.folder))
+            found |= weights.load_processor_stats(config_json.statistics_files(self.folder))
         prefix = "normalizer."
         return {name[len(prefix) :]: value for name, value in found.items() if name.startswith(prefix)}
 
     def _named(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        return dict(tensors) if self._config is None else weights.translated(self._config["type"], tensors)
+        return dict(tensors) if self._config is None else weights.to_robolearn(self._config["type"], tensors)
 
     def _opened(self) -> safe_open:
         try:

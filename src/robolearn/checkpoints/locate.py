@@ -13,10 +13,10 @@ from robolearn.checkpoints.lerobot import config_json
 from robolearn.errors import UserError
 from robolearn.system.paths import conf_dir
 
-WEIGHTS, OURS, THEIRS = "model.safetensors", "config.yaml", "config.json"
+WEIGHTS, CONFIG_YAML, CONFIG_JSON = "model.safetensors", "config.yaml", "config.json"
 
 # What another run takes over of the one that made a checkpoint, beside the policy.
-TAKEN = ("optimizer", "scheduler", "param_groups", "use_ema", "ema", "grad_clip_norm")
+INHERITED_KEYS = ("optimizer", "scheduler", "param_groups", "use_ema", "ema", "grad_clip_norm")
 
 
 def locate(key: str, path: str, download: bool = False) -> Path:
@@ -35,13 +35,13 @@ def locate(key: str, path: str, download: bool = False) -> Path:
         given = _from_hub(key, path, download)
     places = (given, given / "last", given / "checkpoints" / "last")
     for folder in (*places, given / "pretrained_model", *(place / "pretrained_model" for place in places[1:])):
-        if (folder / WEIGHTS).is_file() and ((folder / OURS).is_file() or (folder / THEIRS).is_file()):
+        if (folder / WEIGHTS).is_file() and ((folder / CONFIG_YAML).is_file() or (folder / CONFIG_JSON).is_file()):
             return folder.resolve()
     if not given.exists():
         raise UserError(f"{key}={path}: there is no such folder; give a run's folder or one of its checkpoints.")
-    if (given / OURS).is_file() and (given / "run.json").is_file():
+    if (given / CONFIG_YAML).is_file() and (given / "run.json").is_file():
         raise UserError(f"{key}={path}: this run has saved no checkpoint yet.")
-    for there, missing in ((WEIGHTS, THEIRS), (THEIRS, WEIGHTS)):
+    for there, missing in ((WEIGHTS, CONFIG_JSON), (CONFIG_JSON, WEIGHTS)):
         if (given / there).is_file():
             raise UserError(f"{key}={path}: {missing} is missing beside {there}; a checkpoint of LeRobot has both.")
     raise UserError(f"{key}={path}: no checkpoint is in this folder; give a run's folder or one of its checkpoints.")
@@ -64,9 +64,9 @@ def _from_hub(key: str, name: str, download: bool) -> Path:
         raise UserError(f"{key}={name}: it could not be fetched from the Hugging Face hub: {reason}.") from error
 
 
-def is_lerobots(folder: Path) -> bool:
+def is_lerobot_checkpoint(folder: Path) -> bool:
     """Whether LeRobot wrote a folder that `locate` found."""
-    return not (folder / OURS).is_file()
+    return not (folder / CONFIG_YAML).is_file()
 
 
 def read_run(folder: Path) -> dict[str, Any]:
@@ -75,7 +75,7 @@ def read_run(folder: Path) -> dict[str, Any]:
     Raises:
         UserError: It is not one of a run.
     """
-    file = folder / OURS
+    file = folder / CONFIG_YAML
     try:
         config = yaml.safe_load(file.read_text())
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
@@ -90,7 +90,7 @@ def tokenizer_steps(folder: Path, steps: int) -> int:
 
     LeRobot stores whether the tokenizer is trained; our checkpoints are named by their step.
     """
-    if not is_lerobots(folder):
+    if not is_lerobot_checkpoint(folder):
         return max(0, steps - int(folder.name)) if folder.name.isdigit() else steps
     from safetensors import SafetensorError, safe_open
 
@@ -101,28 +101,28 @@ def tokenizer_steps(folder: Path, steps: int) -> int:
         return steps
 
 
-def options(folder: Path) -> dict[str, Any]:
+def checkpoint_config(folder: Path) -> dict[str, Any]:
     """What a checkpoint says of its policy and training, as nodes of our configuration.
 
     Returns:
-        ``policy``, and where the checkpoint tells them ``optimizer``, ``scheduler`` and the other keys of `TAKEN`.
+        ``policy``, and where the checkpoint tells them ``optimizer``, ``scheduler`` and the keys of `INHERITED_KEYS`.
         LeRobot's hold only what differs from our files of its ``kind``, which is an option of the group policy.
 
     Raises:
         UserError: The file beside the weights is not readable, or tells what is not supported.
     """
-    if not is_lerobots(folder):
+    if not is_lerobot_checkpoint(folder):
         run = read_run(folder)
         policy = {key: value for key, value in run["policy"].items() if key != "path"}
         if "n_vqvae_training_steps" in policy:
             policy["n_vqvae_training_steps"] = tokenizer_steps(folder, policy["n_vqvae_training_steps"])
-        found = {"policy": policy, **{key: run[key] for key in TAKEN if key in run}}
+        found = {"policy": policy, **{key: run[key] for key in INHERITED_KEYS if key in run}}
         if "num_vqvae_training_steps" in (found.get("scheduler") or {}):
             follows = {"num_vqvae_training_steps": "${oc.select:policy.n_vqvae_training_steps,0}"}
             found["scheduler"] = {**found["scheduler"], **follows}
         return found
     config = config_json.read(folder)
-    policy = config_json.policy_options(config, str(folder / THEIRS))
+    policy = config_json.policy_options(config, str(folder / CONFIG_JSON))
     if config["type"] == "vqbet":
         policy["n_vqvae_training_steps"] = tokenizer_steps(folder, policy.get("n_vqvae_training_steps", 20000))
     found = {"kind": config["type"], "policy": policy}
@@ -142,7 +142,7 @@ def policy_node(folder: Path) -> dict[str, Any]:
     Raises:
         UserError: As `options`.
     """
-    found = options(folder)
+    found = checkpoint_config(folder)
     node = found["policy"]
     if kind := found.get("kind"):
         node = {**yaml.safe_load((conf_dir() / "policy" / f"{kind}.yaml").read_text())["policy"], **node}

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from robolearn.errors import UserError
-from robolearn.system.files import link, whole_folder, write_json, write_text
+from robolearn.system.files import atomic_dir, link, write_json, write_text
 from robolearn.types import Feature, Spec
 
 log = logging.getLogger(__name__)
@@ -25,7 +25,7 @@ WEIGHTS = "model.safetensors"
 SCORE = "score.json"
 
 
-class DamagedError(Exception):
+class CorruptCheckpointError(Exception):
     """A checkpoint whose files are not what was written."""
 
 
@@ -70,7 +70,7 @@ class Checkpoints:
             state: Plain containers and tensors for `torch.save`.
         """
         folder = self.folder / f"{step:08d}"
-        with whole_folder(folder) as temporary:
+        with atomic_dir(folder) as temporary:
             save_file(_joined(models), temporary / WEIGHTS)
             if all(trained is not model for model in models.values()):
                 save_file(_joined({"policy": trained}), temporary / "train.safetensors")
@@ -83,7 +83,7 @@ class Checkpoints:
         self._prune(step)
         return folder
 
-    def newest(self) -> Path | None:
+    def latest(self) -> Path | None:
         """The newest sound checkpoint; damaged ones are named and passed over.
 
         What a killed run left half written or half removed is removed.
@@ -97,7 +97,7 @@ class Checkpoints:
         for folder in reversed(folders):
             try:
                 verify(folder)
-            except DamagedError as error:
+            except CorruptCheckpointError as error:
                 log.warning("Checkpoint %s is damaged (%s); the one before it is used.", folder, error)
                 continue
             return folder
@@ -109,7 +109,7 @@ class Checkpoints:
         """The steps of the checkpoints that are there."""
         return [int(folder.name) for folder in self._folders()]
 
-    def score(self, step: int, scalars: Mapping[str, float]) -> None:
+    def record_metrics(self, step: int, scalars: Mapping[str, float]) -> None:
         """Note the evaluation of the checkpoint of this step, where there is one, and move ``best``."""
         folder = self.folder / f"{step:08d}"
         if not folder.is_dir():
@@ -117,7 +117,7 @@ class Checkpoints:
         write_json(folder / SCORE, dict(scalars))
         self._link_best()
 
-    def chosen(self) -> Path | None:
+    def best_or_last(self) -> Path | None:
         """The best checkpoint, or the newest where none was evaluated; None without any."""
         return next((folder for name in ("best", "last") if (folder := self.folder / name).is_dir()), None)
 
@@ -162,19 +162,19 @@ def verify(folder: Path) -> None:
     """Check every file of a checkpoint against its checksum.
 
     Raises:
-        DamagedError: A file is missing or differs.
+        CorruptCheckpointError: A file is missing or differs.
     """
     try:
         sums = json.loads((folder / "checksums.json").read_text())
     except (OSError, ValueError):
-        raise DamagedError("checksums.json is missing or unreadable") from None
+        raise CorruptCheckpointError("checksums.json is missing or unreadable") from None
     if not isinstance(sums, dict) or WEIGHTS not in sums:
-        raise DamagedError("checksums.json is not what was written")
+        raise CorruptCheckpointError("checksums.json is not what was written")
     for name, checksum in sums.items():
         if not (folder / name).is_file():
-            raise DamagedError(f"{name} is missing")
+            raise CorruptCheckpointError(f"{name} is missing")
         if _checksum(folder / name) != checksum:
-            raise DamagedError(f"{name} differs from what was written")
+            raise CorruptCheckpointError(f"{name} differs from what was written")
 
 
 def load_state(folder: Path) -> dict[str, Any]:
@@ -208,7 +208,7 @@ def load_spec(folder: Path) -> Spec:
     return Spec(observation, action, content["fps"], content.get("settings", {}), tuple(content.get("tasks", ())))
 
 
-def sound(folder: Path) -> Path:
+def verified(folder: Path) -> Path:
     """The folder of a checkpoint, once its files are known to be what was written.
 
     Raises:
@@ -216,12 +216,12 @@ def sound(folder: Path) -> Path:
     """
     try:
         verify(folder)
-    except DamagedError as error:
+    except CorruptCheckpointError as error:
         raise UserError(f"The checkpoint {folder} is damaged ({error}); use another one of the run.") from None
     return folder
 
 
-def random_state() -> dict[str, Any]:
+def get_rng_state() -> dict[str, Any]:
     """The state of every source of randomness, in plain containers."""
     kind, keys, position, has_gauss, gauss = np.random.get_state()  # noqa: NPY002 (third-party code draws from it)
     state: dict[str, Any] = {
@@ -236,8 +236,8 @@ def random_state() -> dict[str, Any]:
     return state
 
 
-def set_random_state(state: Mapping[str, Any]) -> None:
-    """Take up what `random_state` gave."""
+def set_rng_state(state: Mapping[str, Any]) -> None:
+    """Take up what `get_rng_state` gave."""
     version, numbers, gauss = state["python"]
     random.setstate((version, tuple(numbers), gauss))
     kind, keys, *rest = state["numpy"]

@@ -31,7 +31,7 @@ class PolicyOptions:
 
     Args:
         path: A run's folder, one of its checkpoints, or a hub id; None for the demonstrator.
-        batch_size: Simulators side by side.
+        batch_size: VectorEnv side by side.
         use_async_envs: Give each simulator a process of its own.
     """
 
@@ -156,7 +156,7 @@ def _collect(cfg: DictConfig) -> None:
     from robolearn.collecting.collection import RECIPE, Collection, folder_of_its_own
     from robolearn.config.build import build
     from robolearn.data.lerobot_format.writer import DatasetWriter
-    from robolearn.training.signals import Interrupts
+    from robolearn.training.signals import GracefulShutdown
 
     simulator = build("env", cfg)
     recorder, recipe = make_recorder(cfg, simulator), make_recipe(cfg, simulator)
@@ -171,42 +171,42 @@ def _collect(cfg: DictConfig) -> None:
             print(f"{out} holds {writer.num_episodes} episodes already; give a larger episodes= for more.")
             return
         doing, left = "saving what was recorded", "the same command goes on from what was saved"
-        with Interrupts(doing, left) as interrupts:
+        with GracefulShutdown(doing, left) as interrupts:
             outcome = _run(cfg, simulator, recorder, collection, lambda: interrupts.pending is not None)
             _report(out, outcome, cfg)
-            interrupts.deliver()
+            interrupts.reraise()
 
 
 def _run(cfg: DictConfig, simulator: Any, recorder: Any, collection: Any, stop: Any) -> Any:
     """Collect from the demonstrator, or from the policy."""
     if cfg.policy.path is not None:
         return collection.run(_rollouts(cfg, simulator, recorder), stop)
-    from robolearn.collecting.demonstration import Demonstration, Pool
+    from robolearn.collecting.demonstration import DemonstrationTask, WorkerPool
     from robolearn.config.build import build
     from robolearn.data.video.decode import cpu_count
 
     demonstrator = build("demonstrator", cfg)
-    demonstration = Demonstration(simulator.opener(), demonstrator, recorder, cfg.action_noise, cfg.keep_failures)
+    demonstration = DemonstrationTask(simulator.opener(), demonstrator, recorder, cfg.action_noise, cfg.keep_failures)
     workers = min(cfg.workers or cpu_count(), collection.missing)
-    with Pool(demonstration, workers, simulator.modules()) as pool:
+    with WorkerPool(demonstration, workers, simulator.modules()) as pool:
         return collection.run(pool, stop)
 
 
 def _rollouts(cfg: DictConfig, simulator: Any, recorder: Any) -> Any:
     from robolearn.agent import Agent
-    from robolearn.checkpoints.load import Start
+    from robolearn.checkpoints.load import PretrainedCheckpoint
     from robolearn.checkpoints.locate import locate
-    from robolearn.collecting.collection import Rollouts
+    from robolearn.collecting.collection import PolicyEpisodeSource
     from robolearn.config.build import load_policy
     from robolearn.config.devices import pick_device
     from robolearn.envs import check_same_spec
 
     device = pick_device(cfg.device)
     folder = locate("policy.path", cfg.policy.path)
-    check_same_spec(Start(folder).spec(simulator.spec.fps), simulator.spec)
+    check_same_spec(PretrainedCheckpoint(folder).spec(simulator.spec.fps), simulator.spec)
     agent = Agent(*load_policy(folder, device), device)
     options = cfg.policy
-    return Rollouts(
+    return PolicyEpisodeSource(
         simulator, agent, recorder, options.batch_size, cfg.seed, options.use_async_envs, cfg.action_noise,
         cfg.keep_failures,
     )  # fmt: skip

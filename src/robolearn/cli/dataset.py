@@ -90,12 +90,12 @@ def _convert(arguments: argparse.Namespace) -> int:
 
 def _show(arguments: argparse.Namespace) -> int:
     from robolearn.data.inspect.html_viewer import show
-    from robolearn.system.files import telling_of_a_full_disk, write_text
+    from robolearn.system.files import disk_full_as_user_error, write_text
 
     root = _root(arguments)
     page = show(root, arguments.episode)
     out = arguments.out or Path(f"{root.resolve().name}_episode_{arguments.episode}.html")
-    with telling_of_a_full_disk(out):
+    with disk_full_as_user_error(out):
         try:
             write_text(out, page)
         except (FileNotFoundError, PermissionError, IsADirectoryError) as error:

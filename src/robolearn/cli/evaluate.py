@@ -15,7 +15,7 @@ from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from robolearn.checkpoints.locate import is_lerobots, locate, policy_node, read_run
+from robolearn.checkpoints.locate import is_lerobot_checkpoint, locate, policy_node, read_run
 from robolearn.cli.entry import entry_point, exit_with
 from robolearn.config.compose import CommandLine, Job, compose, parse
 from robolearn.errors import UserError
@@ -88,7 +88,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     Raises:
         UserError: A file beside the weights is not readable, or of a policy that is not supported.
     """
-    if is_lerobots(folder):
+    if is_lerobot_checkpoint(folder):
         evaluation = yaml.safe_load((conf_dir() / "eval" / "default.yaml").read_text())
         return {"policy": policy_node(folder), "eval": evaluation, "job_name": folder.name}
     return read_run(folder)
@@ -102,7 +102,7 @@ def check(jobs: Sequence[Job]) -> None:
     """
     import torch
 
-    from robolearn.checkpoints.load import Start
+    from robolearn.checkpoints.load import PretrainedCheckpoint
     from robolearn.config.build import AMP, build, build_policy
     from robolearn.config.devices import pick_device
     from robolearn.config.preflight import check_one_of, check_targets_of
@@ -112,11 +112,11 @@ def check(jobs: Sequence[Job]) -> None:
         cfg = job.cfg
         check_targets_of(job)
         check_one_of("amp_dtype", cfg.amp_dtype, AMP)
-        if not job.elsewhere:
+        if not job.is_remote:
             pick_device(cfg.device)
         if cfg.env is None:
             raise UserError("env: this checkpoint's run had no simulator; choose one with env=NAME.")
-        start = Start(locate("checkpoint", cfg.checkpoint, cfg.download))
+        start = PretrainedCheckpoint(locate("checkpoint", cfg.checkpoint, cfg.download))
         simulator = build("env", cfg)
         spec = start.spec(simulator.spec.fps)
         check_same_spec(spec, simulator.spec)
@@ -137,10 +137,10 @@ def run_job(cfg: DictConfig) -> float | None:
 
 def _evaluate(cfg: DictConfig) -> float | None:
     from robolearn.agent import Agent
-    from robolearn.checkpoints.load import Start
+    from robolearn.checkpoints.load import PretrainedCheckpoint
     from robolearn.config.build import AMP, build, load_policy
     from robolearn.config.devices import pick_acting_graph, pick_compile, pick_device, use_fast_kernels
-    from robolearn.rollouts.task_prompts import told
+    from robolearn.rollouts.task_prompts import task_prompts
 
     device = pick_device(cfg.device)
     folder = Path(HydraConfig.get().runtime.output_dir)
@@ -150,7 +150,7 @@ def _evaluate(cfg: DictConfig) -> float | None:
     use_fast_kernels(device)
     policy, normalizer = load_policy(checkpoint, device, cfg)
     evaluator = build("eval", cfg, env=build("env", cfg))
-    words = told(policy, evaluator, Start(checkpoint).spec().tasks)
+    words = task_prompts(policy, evaluator, PretrainedCheckpoint(checkpoint).spec().tasks)
     agent = Agent(
         policy,
         normalizer,

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from robolearn.config.schema import GROUPS
+from robolearn.config.schema import CONFIG_GROUPS
 from robolearn.system.paths import conf_dir
 
 TRAIN = """\
@@ -111,7 +111,7 @@ def train(own: str | None) -> str:
     """The help of ``robolearn-train``, with the options of a user's own folder."""
     defaults = _defaults()
     lines = []
-    for group, text in GROUPS.items():
+    for group, text in CONFIG_GROUPS.items():
         names = [f"{name}*" if name == defaults.get(group) else name for name in _options(group, own)]
         lines.append(f"  {group:<18}{text}\n  {'':<18}  {', '.join(names)}\n")
     return TRAIN.format(

@@ -14,14 +14,14 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from robolearn.cli.entry import entry_point, exit_with
-from robolearn.config.compose import CommandLine, Job, compose, naming_runs, parse
-from robolearn.config.pretrained_group import take
+from robolearn.config.compose import CommandLine, Job, compose, parse, with_run_names
+from robolearn.config.pretrained_group import register_from_command_line
 from robolearn.config.run_name import canonical
 from robolearn.errors import UserError
 from robolearn.system.paths import conf_dir
 
 if TYPE_CHECKING:
-    from robolearn.distributed.world import Ranks
+    from robolearn.distributed.world import World
     from robolearn.runs.run import Run
 
 log = logging.getLogger(__name__)
@@ -38,15 +38,15 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(texts.train(line.args.config_dir), end="")
         return
     if not (line.args.shell_completion or line.args.hydra_help):
-        line = take(line)
+        line = register_from_command_line(line)
     composes = line.args.cfg or line.args.info or not line.shows_only
-    line = naming_runs(line)
+    line = with_run_names(line)
     jobs = compose(line, "train") if composes else []
     if not line.shows_only:
         from robolearn.config.preflight import check  # imports torch, which questions need not wait for
-        from robolearn.distributed.world import Ranks
+        from robolearn.distributed.world import World
 
-        ranks = Ranks.here()
+        ranks = World.from_env()
         check_processes(line, ranks.size)
         check(jobs, ranks)
         check_sweep(jobs[0])
@@ -105,10 +105,10 @@ def run_job(cfg: DictConfig) -> float | None:
 
 
 def _train(cfg: DictConfig) -> float | None:
-    from robolearn.distributed.world import PeerError, Ranks
+    from robolearn.distributed.world import PeerError, World
 
-    ranks = Ranks.here()
-    if not ranks.first:
+    ranks = World.from_env()
+    if not ranks.is_main_process:
         logging.getLogger().setLevel(logging.WARNING)
     try:
         return _train_together(cfg, ranks)
@@ -120,26 +120,26 @@ def _train(cfg: DictConfig) -> float | None:
         raise SystemExit(1) from error
 
 
-def _train_together(cfg: DictConfig, ranks: "Ranks") -> float | None:
+def _train_together(cfg: DictConfig, ranks: "World") -> float | None:
     from robolearn.config.build import build_trainer, plain, total_steps
     from robolearn.runs.run import Run
 
     context = HydraConfig.get()
     folder = Path(context.runtime.output_dir)
     overrides: Any = OmegaConf.to_container(context.overrides.task, resolve=False)
-    run = Run(folder, plain(cfg, output_dir=str(folder)), overrides, writes=ranks.first)
+    run = Run(folder, plain(cfg, output_dir=str(folder)), overrides, writes=ranks.is_main_process)
     run.steps, run.hyperparameters = total_steps(cfg), hyperparameters(context, run.config)
-    with ranks.joined():
-        if found := ranks.at_first(partial(_ended, cfg, run, context)):
+    with ranks.process_group():
+        if found := ranks.run_on_main(partial(_ended, cfg, run, context)):
             return found["metric"]
-        with run.running(), ranks.telling():
+        with run.running(), ranks.propagate_errors():
             return build_trainer(cfg, run, ranks).train()
 
 
 def _ended(cfg: DictConfig, run: "Run", context: Any) -> dict[str, float | None] | None:
     """The metric of a run that came to its end before; None where it is to run, which is then on record."""
     from robolearn.config.preflight import check_folder
-    from robolearn.runs.run import is_done, newest_unfinished, recorded, status
+    from robolearn.runs.run import is_finished, last_metric, newest_unfinished, status
 
     check_folder(run, cfg.resume)
     folder, typed = run.folder, [*context.overrides.task, *context.overrides.hydra]
@@ -150,9 +150,9 @@ def _ended(cfg: DictConfig, run: "Run", context: Any) -> dict[str, float | None]
                 log.info("A run of the same configuration was not finished: output_dir=%s goes on with it.", other)
         run.record()
         return None
-    if not is_done(folder, run.steps or 0):
+    if not is_finished(folder, run.steps or 0):
         return None
-    metric, found = recorded(folder, cfg.checkpoints.metric), status(folder) or {}
+    metric, found = last_metric(folder, cfg.checkpoints.metric), status(folder) or {}
     log.info("%s is finished at step %d; %s was %s.", folder, found["step"], cfg.checkpoints.metric, metric)
     return {"metric": metric}
 

@@ -12,13 +12,13 @@ import filelock
 import numpy as np
 from tqdm import tqdm
 
-from robolearn.collecting.demonstration import Attempt, Noise
+from robolearn.collecting.demonstration import EpisodeResult, Noise
 from robolearn.data.lerobot_format.recorder import Recorder
 from robolearn.data.lerobot_format.writer import DatasetWriter
-from robolearn.envs.factory import Simulator
+from robolearn.envs.factory import EnvFactory
 from robolearn.errors import UserError
 from robolearn.rollouts.evaluation import seeded
-from robolearn.rollouts.rollout import Actor, Episode, Observation, Stopped, rollout
+from robolearn.rollouts.rollout import Actor, Episode, Observation, RolloutInterrupted, rollout
 from robolearn.runs.run import flatten
 from robolearn.system.files import is_full
 
@@ -31,10 +31,10 @@ RECIPE = "collection"
 """The key of ``info.json`` that says how a dataset was collected."""
 
 
-class Source(Protocol):
+class EpisodeSource(Protocol):
     """What episodes come from."""
 
-    def attempts(self, seed: int, wanted: Callable[[], int], stop: Callable[[], bool]) -> Iterator[Attempt]:
+    def attempts(self, seed: int, wanted: Callable[[], int], stop: Callable[[], bool]) -> Iterator[EpisodeResult]:
         """The episodes of `seed`, ``seed + 1`` and so on, in that order; ends when `stop` says so.
 
         Args:
@@ -137,7 +137,7 @@ class Collection:
         """Episodes still to be recorded."""
         return self.episodes - self.writer.num_episodes
 
-    def run(self, source: Source, stop: Callable[[], bool] = lambda: False) -> Outcome:
+    def run(self, source: EpisodeSource, stop: Callable[[], bool] = lambda: False) -> Outcome:
         """Record what is missing; what was recorded is on disk however this ends.
 
         Raises:
@@ -158,7 +158,7 @@ class Collection:
             self._commit()
         return Outcome(self.writer.num_episodes, self.writer.num_frames, self.failures, not self.missing)
 
-    def _take(self, attempt: Attempt) -> None:
+    def _take(self, attempt: EpisodeResult) -> None:
         self.next_seed = attempt.seed + 1
         failed = attempt.success is False
         self.failures += failed
@@ -207,7 +207,7 @@ class _Bar:
     def __exit__(self, *error: Any) -> None:
         self._bar.close()
 
-    def show(self, attempt: Attempt) -> None:
+    def show(self, attempt: EpisodeResult) -> None:
         """Count an episode."""
         self.frames += attempt.length
         rate = self.frames / max(time.monotonic() - self.start, 1e-9)
@@ -216,7 +216,7 @@ class _Bar:
         self._bar.update(self.collection.writer.num_episodes - self._bar.n)
 
 
-class Rollouts:
+class PolicyEpisodeSource:
     """Episodes of a policy, in batches side by side in one process.
 
     What a policy draws depends on the seeds of its batch: the same `batch_size` gives the same episodes, whatever
@@ -226,7 +226,7 @@ class Rollouts:
         simulator: Where.
         agent: The policy, ready to act.
         recorder: Turns episodes into records.
-        batch_size: Simulators side by side.
+        batch_size: VectorEnv side by side.
         first: Seed of the first batch.
         use_async_envs: Give each simulator a process of its own.
         noise: Standard deviation of the noise that is added to actions.
@@ -235,7 +235,7 @@ class Rollouts:
 
     def __init__(
         self,
-        simulator: Simulator,
+        simulator: EnvFactory,
         agent: Actor,
         recorder: Recorder,
         batch_size: int,
@@ -248,10 +248,10 @@ class Rollouts:
         self.batch_size, self.first, self.use_async_envs = batch_size, first, use_async_envs
         self.noise, self.keep_failures = noise, keep_failures
 
-    def attempts(self, seed: int, wanted: Callable[[], int], stop: Callable[[], bool]) -> Iterator[Attempt]:
-        """As `Source` has it."""
+    def attempts(self, seed: int, wanted: Callable[[], int], stop: Callable[[], bool]) -> Iterator[EpisodeResult]:
+        """As `EpisodeSource` has it."""
         start = seed - (seed - self.first) % self.batch_size  # batches are always cut at the same seeds
-        env = self.simulator.make(self.batch_size, self.use_async_envs)
+        env = self.simulator.make_vec(self.batch_size, self.use_async_envs)
         try:
             while not stop():
                 seeds = range(start, start + self.batch_size)
@@ -259,7 +259,7 @@ class Rollouts:
                 try:
                     with seeded(start):
                         episodes = rollout(env, actor, seeds, keep_observations=True, stop=stop)
-                except Stopped:
+                except RolloutInterrupted:
                     return
                 for place, episode in enumerate(episodes):
                     if episode.seed >= seed:
@@ -268,10 +268,10 @@ class Rollouts:
         finally:
             env.close()
 
-    def _attempt(self, episode: Episode, clean: np.ndarray) -> Attempt:
+    def _attempt(self, episode: Episode, clean: np.ndarray) -> EpisodeResult:
         kept = self.keep_failures or episode.success is not False
         record = self.recorder(episode, clean) if kept else None
-        return Attempt(episode.seed, len(episode), episode.success, record)
+        return EpisodeResult(episode.seed, len(episode), episode.success, record)
 
 
 class _Noisy:

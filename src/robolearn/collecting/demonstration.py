@@ -26,7 +26,7 @@ SIGNALS = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2")
 
 
 @dataclass(frozen=True)
-class Attempt:
+class EpisodeResult:
     """How an episode went. `record` is None where it failed and failures are not kept."""
 
     seed: int
@@ -36,7 +36,7 @@ class Attempt:
 
 
 @dataclass(frozen=True)
-class Demonstration:
+class DemonstrationTask:
     """What a process needs to run episodes; pickled into it.
 
     Args:
@@ -53,7 +53,7 @@ class Demonstration:
     noise: float = 0.0
     keep_failures: bool = False
 
-    def open(self) -> Callable[[int], Attempt]:
+    def open(self) -> Callable[[int], EpisodeResult]:
         """Open the simulator; returns what runs the episode of a seed.
 
         Raises:
@@ -62,7 +62,7 @@ class Demonstration:
         env = self.opener()
         demonstrator = self.demonstrator(env=env)
 
-        def attempt(seed: int) -> Attempt:
+        def attempt(seed: int) -> EpisodeResult:
             try:
                 episode, clean = self._run(env, demonstrator, seed)
             except UserError:
@@ -72,7 +72,7 @@ class Demonstration:
                 raise UserError(f"{name} failed in the episode with seed {seed}: {one_line(error)}.") from error
             kept = self.keep_failures or episode.success is not False
             record = self.recorder(episode, clean) if kept else None
-            return Attempt(seed, len(episode), episode.success, record)
+            return EpisodeResult(seed, len(episode), episode.success, record)
 
         return attempt
 
@@ -131,7 +131,7 @@ def _stack(observations: list[Observation]) -> Observation:
     return {key: np.stack([each[key] for each in observations]) for key in observations[0]}
 
 
-class Pool:
+class WorkerPool:
     """Processes that run the episodes of seeds; results come in the order of the seeds, whoever was first.
 
     Args:
@@ -140,7 +140,7 @@ class Pool:
         preload: Modules that are imported once for all of them.
     """
 
-    def __init__(self, demonstration: Demonstration, workers: int, preload: list[str]) -> None:
+    def __init__(self, demonstration: DemonstrationTask, workers: int, preload: list[str]) -> None:
         context: Any = multiprocessing.get_context("spawn")
         if "forkserver" in multiprocessing.get_all_start_methods():
             context = multiprocessing.get_context("forkserver")
@@ -154,7 +154,7 @@ class Pool:
             self._processes.append(process)
             self._pipes.append(ours)
 
-    def __enter__(self) -> "Pool":
+    def __enter__(self) -> "WorkerPool":
         return self
 
     def __exit__(self, *error: Any) -> None:
@@ -163,7 +163,7 @@ class Pool:
         for process in self._processes:
             process.join()
 
-    def attempts(self, seed: int, wanted: Callable[[], int], stop: Callable[[], bool]) -> Iterator[Attempt]:
+    def attempts(self, seed: int, wanted: Callable[[], int], stop: Callable[[], bool]) -> Iterator[EpisodeResult]:
         """The episodes of `seed`, ``seed + 1`` and so on, in that order; ends when `stop` says so.
 
         Args:
@@ -177,7 +177,7 @@ class Pool:
         seeds = itertools.count(seed)
         idle, busy = list(self._pipes), {}
         order: list[int] = []
-        done: dict[int, Attempt] = {}
+        done: dict[int, EpisodeResult] = {}
         while not stop():
             while idle and len(order) < wanted():
                 seed, pipe = next(seeds), idle.pop(0)
@@ -196,7 +196,7 @@ class Pool:
         except OSError as error:
             raise _died() from error
 
-    def _receive(self, pipe: Connection) -> Attempt:
+    def _receive(self, pipe: Connection) -> EpisodeResult:
         try:
             result = pipe.recv()
         except (EOFError, OSError) as error:
@@ -212,7 +212,7 @@ def _died() -> UserError:
     )
 
 
-def _work(pipe: Connection, demonstration: Demonstration) -> None:
+def _work(pipe: Connection, demonstration: DemonstrationTask) -> None:
     for name in SIGNALS:  # a terminal or a cluster sends them to all processes; the parent decides
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
@@ -225,7 +225,7 @@ def _work(pipe: Connection, demonstration: Demonstration) -> None:
             return
         try:
             attempt = attempt or demonstration.open()
-            result: Attempt | Exception = attempt(seed)
+            result: EpisodeResult | Exception = attempt(seed)
         except UserError as error:
             result = UserError(str(error))  # without its causes, which may not be picklable
         except Exception as error:

@@ -12,25 +12,25 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from robolearn.agent import Agent
-from robolearn.checkpoints.load import Start
+from robolearn.checkpoints.load import PretrainedCheckpoint
 from robolearn.checkpoints.locate import locate, policy_node
 from robolearn.config.devices import pick_compile, pick_cuda_graph, pick_device, use_fast_kernels
-from robolearn.config.schema import BESIDE
+from robolearn.config.schema import CONFIG_ONLY_KEYS
 from robolearn.data.loader import Loader
 from robolearn.data.multi_dataset import MultiDataset
-from robolearn.data.offline_online_loader import PhasedLoader
+from robolearn.data.offline_online_loader import OfflineOnlineLoader
 from robolearn.data.sampling import BatchSampler, WeightedSampler
-from robolearn.distributed.world import Ranks
+from robolearn.distributed.world import World
 from robolearn.envs import check_same_spec
 from robolearn.errors import UserError
 from robolearn.normalize import Normalizer
 from robolearn.policies.base import Policy
-from robolearn.rollouts.task_prompts import TaskTable, told
-from robolearn.runs.logger import Unheard
+from robolearn.rollouts.task_prompts import TaskEmbeddings, task_prompts
+from robolearn.runs.logger import NullLogger
 from robolearn.runs.run import Run
 from robolearn.trainer import Cadence, Trainer
 from robolearn.training.online import Collector
-from robolearn.training.optim import merge_options
+from robolearn.training.optim import build_param_groups
 from robolearn.types import Spec, Stats
 
 AMP = {"bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -83,21 +83,21 @@ def build_policy(cfg: DictConfig, spec: Spec) -> Policy:
     Raises:
         UserError: Its options contradict each other or the spec.
     """
-    node = {key: value for key, value in plain(cfg)["policy"].items() if key not in BESIDE["policy"]}
+    node = {key: value for key, value in plain(cfg)["policy"].items() if key not in CONFIG_ONLY_KEYS["policy"]}
     policy = build("policy", OmegaConf.create({"policy": node}), spec=spec)
     if not isinstance(policy, Policy):
         raise UserError(f"policy._target_={cfg.policy._target_}: this is no robolearn.policies.base.Policy.")
     return policy
 
 
-def start_of(cfg: DictConfig) -> Start | None:
+def start_of(cfg: DictConfig) -> PretrainedCheckpoint | None:
     """The checkpoint that ``policy.path`` names.
 
     Raises:
         UserError: It is not there, damaged or not supported.
     """
     path = cfg.policy.get("path")
-    return Start(locate("policy.path", path)) if path else None
+    return PretrainedCheckpoint(locate("policy.path", path)) if path else None
 
 
 def load_policy(folder: Path, device: torch.device, cfg: DictConfig | None = None) -> tuple[Policy, Normalizer]:
@@ -111,7 +111,7 @@ def load_policy(folder: Path, device: torch.device, cfg: DictConfig | None = Non
     Raises:
         UserError: The weights do not fit the configuration, or statistics are missing.
     """
-    start = Start(folder)
+    start = PretrainedCheckpoint(folder)
     policy = build_policy(cfg or OmegaConf.create({"policy": policy_node(folder)}), start.spec())
     normalizer = Normalizer(start.spec(), policy.normalization_mapping, space=policy.space)
     start.load(policy)
@@ -140,7 +140,7 @@ def statistics_of(dataset: Any, policy: Policy) -> tuple[Stats, list[Stats] | No
         dataset: Loaded.
         policy: May learn in other units than the dataset's.
     """
-    each = dataset.each_stats if isinstance(dataset, MultiDataset) else None
+    each = dataset.per_dataset_stats if isinstance(dataset, MultiDataset) else None
     if policy.space is None:
         return dataset.stats, each
     if each is None:
@@ -151,10 +151,10 @@ def statistics_of(dataset: Any, policy: Policy) -> tuple[Stats, list[Stats] | No
 
 def mix_in(
     collector: Collector, offline: Loader, loader: Callable[[int, int], Loader], cfg: DictConfig
-) -> PhasedLoader:
+) -> OfflineOnlineLoader:
     """The batches of both phases: `offline`, then the demonstrations' share by `loader` and the rest collected."""
     n_replay = round(cfg.online.sampling_ratio * cfg.batch_size)
-    return PhasedLoader(
+    return OfflineOnlineLoader(
         offline=offline,
         demonstrations=loader(cfg.batch_size - n_replay, cfg.seed + 1) if n_replay < cfg.batch_size else None,
         replay=collector.replay,
@@ -167,7 +167,7 @@ def mix_in(
     )
 
 
-def build_trainer(cfg: DictConfig, run: Run, ranks: Ranks | None = None) -> Trainer:
+def build_trainer(cfg: DictConfig, run: Run, ranks: World | None = None) -> Trainer:
     """The trainer of a run, with its dataset loaded; nothing is trained yet.
 
     Args:
@@ -178,7 +178,7 @@ def build_trainer(cfg: DictConfig, run: Run, ranks: Ranks | None = None) -> Trai
     Raises:
         UserError: A part refuses its configuration or the dataset is not sound.
     """
-    ranks = ranks or Ranks()
+    ranks = ranks or World()
     device = pick_device(cfg.device, ranks)
     use_fast_kernels(device)
     seed_everything(cfg.seed)
@@ -188,18 +188,18 @@ def build_trainer(cfg: DictConfig, run: Run, ranks: Ranks | None = None) -> Trai
         check_same_spec(dataset.spec, simulator.spec)
     # The weights are drawn on the CPU, so that a seed means the same on every device.
     policy = build_policy(cfg, dataset.spec).to(device)
-    optimizer = build("optimizer", cfg, merge_options(policy.param_groups(), plain(cfg)["param_groups"]))
+    optimizer = build("optimizer", cfg, build_param_groups(policy.param_groups(), plain(cfg)["param_groups"]))
     steps = total_steps(cfg)
     frames = dataset.load(device)
     stats, each = statistics_of(dataset, policy)
     normalizer = Normalizer(dataset.spec, policy.normalization_mapping, stats, each, policy.space).to(device)
     evaluator = build("eval", cfg, env=simulator) if simulator is not None else None
-    words = told(policy, evaluator, dataset.spec.tasks) if evaluator else []
+    words = task_prompts(policy, evaluator, dataset.spec.tasks) if evaluator else []
     amp_dtype = AMP[cfg.amp_dtype] if cfg.use_amp else None
 
     def loader(batch_size: int, seed: int) -> Loader:
         sampler = make_sampler(dataset, policy.drop_n_last_frames, batch_size, seed)
-        return Loader(frames, ranks.own(sampler), policy.window, device, cfg.num_workers)
+        return Loader(frames, ranks.shard_sampler(sampler), policy.window, device, cfg.num_workers)
 
     batches, collector = loader(cfg.batch_size, cfg.seed), None
     if cfg.online.steps:
@@ -218,14 +218,14 @@ def build_trainer(cfg: DictConfig, run: Run, ranks: Ranks | None = None) -> Trai
         steps=steps,
         cadence=Cadence(cfg.log_freq, cfg.eval_freq, cfg.save_freq, cfg.save_checkpoint),
         run=run,
-        logger=build("logger", cfg, run.folder) if ranks.first else Unheard(run.folder),
+        logger=build("logger", cfg, run.folder) if ranks.is_main_process else NullLogger(run.folder),
         checkpoints=build(
             "checkpoints", cfg, run.folder, OmegaConf.to_yaml(OmegaConf.create(dict(run.config))), dataset.spec
         ),
         evaluator=evaluator,
         ema=build("ema", cfg, policy) if cfg.use_ema else None,
         start=start_of(cfg),
-        tasks=TaskTable(policy, dataset.spec.tasks, device) if policy.reads_tasks else None,
+        tasks=TaskEmbeddings(policy, dataset.spec.tasks, device) if policy.reads_tasks else None,
         told=words,
         image_transforms=build("image_transforms", cfg),
         grad_clip_norm=cfg.grad_clip_norm,

@@ -25,7 +25,7 @@ from hydra.version import setbase
 from omegaconf import DictConfig, OmegaConf, flag_override
 
 from robolearn.config.messages import Sources, check_overrides, explain
-from robolearn.config.schema import make_room
+from robolearn.config.schema import drop_shadowed_nodes
 from robolearn.errors import UserError, did_you_mean
 from robolearn.system.paths import conf_dir
 
@@ -40,7 +40,7 @@ class Job:
     folder: Path
     overrides: list[str]
     sources: Sources
-    elsewhere: bool = False  # a launcher may start it on another machine, so this one's devices tell nothing
+    is_remote: bool = False  # a launcher may start it on another machine, so this one's devices tell nothing
     launcher: dict[str, Any] = field(default_factory=dict)  # the keys of its file
     sweeper: str = BASIC_SWEEPER  # what chooses the jobs of a sweep
 
@@ -107,7 +107,7 @@ def parse(argv: Sequence[str], config_name: str) -> CommandLine:
     return CommandLine(args, args.config_name or config_name, list(args.overrides), list(argv))
 
 
-def naming_runs(line: CommandLine) -> CommandLine:
+def with_run_names(line: CommandLine) -> CommandLine:
     """The same sweep with its runs named by what tells them apart: Hydra is told which keys they share."""
     key = "hydra.job.config.override_dirname.exclude_keys"
     try:
@@ -133,7 +133,7 @@ def _hydra(line: CommandLine, task: str) -> Iterator[Hydra]:
     GlobalHydra.instance().clear()
     try:
         hydra = Hydra.create_main_hydra2(task, search)
-        make_room()
+        drop_shadowed_nodes()
         yield hydra
     finally:
         GlobalHydra.instance().clear()

@@ -8,7 +8,7 @@ import torch
 from omegaconf import DictConfig
 from torch.optim import Optimizer
 
-from robolearn.distributed.world import Ranks
+from robolearn.distributed.world import World
 from robolearn.errors import UserError, did_you_mean
 from robolearn.policies.base import Policy
 from robolearn.system.paths import cache_dir
@@ -17,7 +17,7 @@ from robolearn.training.optim import is_capturable
 log = logging.getLogger(__name__)
 
 
-def pick_device(name: str | None, ranks: Ranks | None = None) -> torch.device:
+def pick_device(name: str | None, ranks: World | None = None) -> torch.device:
     """The device of a name, or the fastest one there is; processes that train together take a GPU each.
 
     Raises:

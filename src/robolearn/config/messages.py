@@ -15,7 +15,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from robolearn.config.schema import GROUPS
+from robolearn.config.schema import CONFIG_GROUPS
 from robolearn.errors import UserError, closest_match, did_you_mean
 from robolearn.system.paths import conf_dir
 
@@ -145,7 +145,7 @@ def _check_choice(sources: Sources, override: Override, key: str, typed: str) ->
     options = sources.options(key)
     if override.is_delete():
         raise UserError(f"{typed}: the group {key} cannot be left out; choose one of {_listed(options)}.")
-    if key in GROUPS and (override.is_add() or override.is_force_add()):
+    if key in CONFIG_GROUPS and (override.is_add() or override.is_force_add()):
         raise UserError(f"{typed}: {key} is chosen already; write {typed.lstrip('+')}.")
     if key == "experiment" and not override.is_add():
         raise UserError(f"{typed}: an experiment is added with a plus: +{typed}.")
@@ -270,7 +270,7 @@ def _unknown_key(key: str, sources: Sources, overrides: list[str]) -> str:
     if key.startswith("param_groups."):
         return f"{key}: options of a parameter group are added with a plus: +{typed}."
     parent, bad, siblings = _deepest(cfg, key)
-    choice = OmegaConf.select(cfg, f"hydra.runtime.choices.{parent}") if parent in GROUPS else None
+    choice = OmegaConf.select(cfg, f"hydra.runtime.choices.{parent}") if parent in CONFIG_GROUPS else None
     file = sources.name(f"{parent}/{choice}" if choice else sources.config_name)
     where = f"{parent or file} has no key '{bad}'" if not choice else f"{file} has no key '{bad}'"
     if parent and (taken := _parameter(cfg, parent, bad)):
@@ -291,7 +291,7 @@ def _unknown_key(key: str, sources: Sources, overrides: list[str]) -> str:
 
 def _other_options(sources: Sources, group: str, key: str) -> str:
     """The options of a group that do set the key, as ``optimizer=sgd``."""
-    options = sources.options(group) if group in GROUPS else []
+    options = sources.options(group) if group in CONFIG_GROUPS else []
     files = {option: sources.path(f"{group}/{option}") for option in options}
     having = [option for option, file in files.items() if file and _sets(OmegaConf.load(file), key)]
     return " or ".join(f"{group}={option}" for option in having)

@@ -17,14 +17,14 @@ from robolearn.config.validate import check_targets
 from robolearn.data.augment import ImageTransforms
 from robolearn.data.lerobot_dataset import LeRobotDataset
 from robolearn.data.multi_dataset import MultiDataset
-from robolearn.distributed.world import Ranks
+from robolearn.distributed.world import World
 from robolearn.envs import check_same_spec
 from robolearn.errors import UserError, did_you_mean
 from robolearn.normalize import Normalizer
 from robolearn.policies.base import Policy
-from robolearn.rollouts.task_prompts import TaskTable, told
+from robolearn.rollouts.task_prompts import TaskEmbeddings, task_prompts
 from robolearn.runs.run import Run
-from robolearn.training.optim import merge_options
+from robolearn.training.optim import build_param_groups
 
 RESUME = ("auto", "never", "must")
 AT_LEAST = {
@@ -38,7 +38,7 @@ AT_LEAST = {
 }
 
 
-def check(jobs: Sequence[Job], ranks: Ranks | None = None) -> None:
+def check(jobs: Sequence[Job], ranks: World | None = None) -> None:
     """Check every job of a run or a sweep: keys, types, the rules of every constructor, device and folder.
 
     Parts that jobs share are built once. Nothing is written, and nothing large is built.
@@ -51,24 +51,24 @@ def check(jobs: Sequence[Job], ranks: Ranks | None = None) -> None:
         UserError: The first mistake; in a sweep with the overrides of the job that has it.
     """
     seen: dict[str, Any] = {}
-    ranks = ranks or Ranks()
+    ranks = ranks or World()
     for number, job in enumerate(jobs):
         try:
             check_targets_of(job)
             check_roots(job.cfg)
             processes = _processes(job, ranks)
-            check_together(job.cfg, processes)
-            if not job.elsewhere:
+            check_distributed(job.cfg, processes)
+            if not job.is_remote:
                 pick_device(job.cfg.device, ranks)
             policy = check_parts(job.cfg, seen)
-            if not job.elsewhere:
+            if not job.is_remote:
                 _check_tasks(job.cfg, policy, seen)
-            if not ranks.first:
+            if not ranks.is_main_process:
                 continue  # the first process looks after the folder
             run = Run(job.folder, plain(job.cfg, output_dir=str(job.folder)), job.overrides)
             check_folder(run, job.cfg.resume)
             build("logger", job.cfg, job.folder)
-            if not run.exists and not job.elsewhere:
+            if not run.exists and not job.is_remote:
                 _check_pretrained(job.cfg, policy)
         except UserError as error:
             if len(jobs) == 1:
@@ -77,14 +77,14 @@ def check(jobs: Sequence[Job], ranks: Ranks | None = None) -> None:
             raise UserError(f"Job {number} of the sweep ({' '.join(own)}): {error}") from error
 
 
-def _processes(job: Job, ranks: Ranks) -> int:
+def _processes(job: Job, ranks: World) -> int:
     """How many train one model."""
-    if not job.elsewhere:
+    if not job.is_remote:
         return ranks.size
     return int(job.launcher.get("nodes") or 1) * int(job.launcher.get("tasks_per_node") or 1)
 
 
-def check_together(cfg: DictConfig, processes: int) -> None:
+def check_distributed(cfg: DictConfig, processes: int) -> None:
     """Rules of training one model by several processes.
 
     Raises:
@@ -237,9 +237,9 @@ def _check_tasks(cfg: DictConfig, policy: Policy, seen: dict[str, Any]) -> None:
     name = json.dumps(["tasks", *(plain(cfg)[key] for key in ("policy", "dataset", "env", "eval"))], default=str)
     if name not in seen:
         tasks = build("dataset", cfg).spec.tasks
-        TaskTable(policy, tasks, torch.device("cpu"))
+        TaskEmbeddings(policy, tasks, torch.device("cpu"))
         if (simulator := build("env", cfg)) is not None:
-            policy.encode_tasks(told(policy, build("eval", cfg, env=simulator), tasks))
+            policy.encode_tasks(task_prompts(policy, build("eval", cfg, env=simulator), tasks))
         seen[name] = True
 
 
@@ -266,7 +266,7 @@ def _check_pretrained(cfg: DictConfig, policy: Policy) -> None:
 def _check_optimizer(cfg: DictConfig, groups: list[str]) -> None:
     stand_in = {name: [torch.nn.Parameter(torch.zeros(1))] for name in groups}
     options = plain(cfg)["param_groups"]
-    optimizer = build("optimizer", cfg, merge_options(stand_in, options))
+    optimizer = build("optimizer", cfg, build_param_groups(stand_in, options))
     make = build("optimizer", cfg)
     for name, own in options.items():  # torch looks at none of a group's options
         for option in own:

@@ -24,7 +24,7 @@ from robolearn.system.paths import conf_dir
 KEY, CHOICE = "policy.path", "policy=pretrained"
 
 
-def take(line: CommandLine) -> CommandLine:
+def register_from_command_line(line: CommandLine) -> CommandLine:
     """Register the checkpoint that ``policy.path`` names, typed or in an experiment; it selects ``policy=pretrained``.
 
     Returns:
@@ -60,7 +60,7 @@ def register(path: str) -> None:
     """
     if not path:
         raise UserError(f"{KEY}: it is missing; write {KEY}=FOLDER_OR_HUB_ID.")
-    found = locate.options(locate.locate(KEY, path))
+    found = locate.checkpoint_config(locate.locate(KEY, path))
     kind = found.pop("kind", None)
     bases = config_json.PRESETS[kind] if kind else (None, None)
     defaults: list[Any] = [kind] if kind else []

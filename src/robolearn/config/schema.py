@@ -12,7 +12,7 @@ from omegaconf import MISSING, ListConfig, OmegaConf
 from robolearn.config.run_name import run_name
 from robolearn.system.paths import conf_dir
 
-GROUPS = {
+CONFIG_GROUPS = {
     "policy": "what is learned, with its optimizer and scheduler presets",
     "env": "the simulator that evaluates, with its dataset",
     "dataset": "the demonstrations",
@@ -26,7 +26,7 @@ GROUPS = {
 }
 """The groups of the root configuration, with a line for the help."""
 
-SUPPLIED: dict[str, frozenset[str]] = {
+RUNTIME_ARGS: dict[str, frozenset[str]] = {
     "policy": frozenset({"spec"}),
     "optimizer": frozenset({"params"}),
     "scheduler": frozenset({"optimizer", "num_training_steps"}),
@@ -39,7 +39,7 @@ SUPPLIED: dict[str, frozenset[str]] = {
 }
 """Arguments of ``_partial_`` nodes that the code gives, not the configuration."""
 
-BESIDE: dict[str, frozenset[str]] = {"policy": frozenset({"path"})}
+CONFIG_ONLY_KEYS: dict[str, frozenset[str]] = {"policy": frozenset({"path"})}
 """Keys of nodes that the code reads and what is built does not get: where the first weights come from."""
 
 
@@ -134,7 +134,7 @@ def register() -> None:
     OmegaConf.register_new_resolver("robolearn.run_name", _run_name, replace=True)
 
 
-def make_room() -> None:
+def drop_shadowed_nodes() -> None:
     """Take nodes of Hydra's plugins out of its store where a documented file of the same name is in ``conf/``.
 
     Hydra refuses to have both. To be called once the plugins are loaded.

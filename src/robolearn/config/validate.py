@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from omegaconf import DictConfig, OmegaConf
 
-from robolearn.config.schema import BESIDE, GROUPS, SUPPLIED
+from robolearn.config.schema import CONFIG_GROUPS, CONFIG_ONLY_KEYS, RUNTIME_ARGS
 from robolearn.errors import UserError, did_you_mean
 
 Origin = Callable[[str], str | None]
@@ -29,7 +29,7 @@ def check_targets(cfg: DictConfig | Mapping[str, Any], origin: Origin = lambda k
     """
     tree = OmegaConf.to_container(cfg, resolve=True) if isinstance(cfg, DictConfig) else cfg
     messages = []
-    for key in GROUPS:
+    for key in CONFIG_GROUPS:
         node = tree.get(key)  # type: ignore[union-attr]
         if node is not None and not (isinstance(node, dict) and "_target_" in node):
             first = f"{key}.{next(iter(node))}" if isinstance(node, dict) and node else key
@@ -70,14 +70,14 @@ def _check_node(key: str, node: dict[str, Any], origin: Origin) -> list[str]:
     except (TypeError, ValueError):  # some targets written in C tell nothing about their arguments
         return []
     name = node["_target_"].rpartition(".")[2]
-    supplied = SUPPLIED.get(key, frozenset())
+    supplied = RUNTIME_ARGS.get(key, frozenset())
     parameters = {p.name: p for p in signature.parameters.values() if p.kind is not p.VAR_POSITIONAL}
     takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     accepted = [p.name for p in parameters.values() if p.kind is not p.VAR_KEYWORD and p.name not in supplied]
     messages = []
     for argument, value in node.items():
         path = f"{key}.{argument}"
-        if (argument.startswith("_") and argument.endswith("_")) or argument in BESIDE.get(key, ()):
+        if (argument.startswith("_") and argument.endswith("_")) or argument in CONFIG_ONLY_KEYS.get(key, ()):
             continue
         if argument in supplied:
             messages.append(f"{_place(path, origin)}: {name} gets '{argument}' from the run, so remove this key.")
@@ -134,7 +134,7 @@ def _misspelt(target: str) -> str | None:
 def _check_value(path: str, value: Any, annotation: Any, name: str, origin: Origin) -> list[str]:
     if annotation is inspect.Parameter.empty or isinstance(annotation, str) or _builds(value):
         return []
-    if conforms(value, annotation):
+    if matches(value, annotation):
         return []
     text = f"'{value}'" if isinstance(value, str) else "null" if value is None else _yaml(value)
     near = did_you_mean(str(value), [str(choice) for choice in _choices(annotation)])
@@ -150,7 +150,7 @@ def _builds(value: Any) -> bool:
     return next(_targets("", value), None) is not None
 
 
-def conforms(value: Any, annotation: Any) -> bool:
+def matches(value: Any, annotation: Any) -> bool:
     """Whether a value from YAML (lists, no tuples) may be given where the annotation stands."""
     from typeguard import CollectionCheckStrategy, TypeCheckError, check_type
 

@@ -115,7 +115,7 @@ class LeRobotDataset:
         """What the decoded pictures take."""
         return sum(self.num_frames * int(np.prod(column.shape)) for column in self.meta.cameras.values())
 
-    def keep(self, keys: Collection[str]) -> None:
+    def select_columns(self, keys: Collection[str]) -> None:
         """Leave out every column that is not among `keys`; before `load`, so that it is not decoded either."""
         self.meta = _with_columns(self.meta, keys)
         self.spec = make_spec(self.meta)
@@ -222,11 +222,11 @@ class LeRobotDataset:
                 low, high = first[:, None], last[:, None]
                 rows[offsets] = (wanted.clamp(low, high), (wanted < low) | (wanted > high))
             where, pad = rows[offsets]
-            result[key] = take(self._data[key], where, pin)
+            result[key] = gather(self._data[key], where, pin)
             result[f"{key}_is_pad"] = pad.pin_memory() if pin else pad
         for key, values in self._data.items():
             if key not in windowed and not key.startswith("_") and (keys is None or key in keys):
-                result[key] = take(values, indices, pin)
+                result[key] = gather(values, indices, pin)
         return result
 
     def _offset(self, offsets: tuple[int, ...]) -> Tensor:
@@ -296,7 +296,7 @@ def _tensor(values: np.ndarray, key: str, spec: Spec) -> Tensor:
     return tensor.squeeze(1) if tensor.ndim == 2 and tensor.shape[1] == 1 else tensor
 
 
-def take(data: Tensor, rows: Tensor, pin: bool) -> Tensor:
+def gather(data: Tensor, rows: Tensor, pin: bool) -> Tensor:
     """``data[rows]`` for rows of any shape, into page-locked memory if `pin`."""
     shape = (*rows.shape, *data.shape[1:])
     if not pin:

@@ -8,12 +8,12 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from robolearn.data.sampling import BatchSampler, ShareSampler
+from robolearn.data.sampling import BatchSampler, ShardedSampler
 from robolearn.errors import UserError
 from robolearn.types import Batch, Window
 
 
-class Source(Protocol):
+class FrameDataset(Protocol):
     """What serves batches by index, as `robolearn.data.LeRobotDataset` does."""
 
     @property
@@ -40,8 +40,8 @@ class Loader:
 
     def __init__(
         self,
-        dataset: Source,
-        sampler: BatchSampler | ShareSampler,
+        dataset: FrameDataset,
+        sampler: BatchSampler | ShardedSampler,
         window: Window,
         device: torch.device,
         num_workers: int,
@@ -59,7 +59,7 @@ class Loader:
         """Batch k, gathered now."""
         return self._to_device(self._gather(self.sampler[k]))
 
-    def starting_at(self, k: int) -> Generator[Batch, None, None]:
+    def iter_from(self, k: int) -> Generator[Batch, None, None]:
         """Batches k, k + 1, ... without end. Closing the generator ends its threads.
 
         An exception of a thread is raised here, at the batch it belongs to.

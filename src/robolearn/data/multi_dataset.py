@@ -46,7 +46,7 @@ class MultiDataset:
         datasets: The datasets.
         spec: The common features.
         stats: float32 statistics of every feature of `spec`, which actions are taken with.
-        each_stats: Those of each dataset, where they are what training normalises with; else None.
+        per_dataset_stats: Those of each dataset, where they are what training normalises with; else None.
         fps: Frames a second, of all.
         num_frames: Frames of all; batches count them from 0.
         num_episodes: Episodes of all.
@@ -88,10 +88,10 @@ class MultiDataset:
             raise UserError(f"dataset.acts_with={acts_with}: the datasets are 0 to {len(self.datasets) - 1}.")
         check_excluded(exclude, dict.fromkeys(key for dataset in self.datasets for key in dataset.spec.observation))
         for dataset in self.datasets:
-            dataset.keep(dataset.meta.columns.keys() - set(exclude))
+            dataset.select_columns(dataset.meta.columns.keys() - set(exclude))
         self.spec = self._unite()
         each = [dataset.stats for dataset in self.datasets]
-        self.each_stats = each if statistics == "per_dataset" else None
+        self.per_dataset_stats = each if statistics == "per_dataset" else None
         self.stats = each[acts_with] if statistics == "per_dataset" else self._joint_stats(use_imagenet_stats)
         self.fps = self.spec.fps
         self.num_frames = sum(dataset.num_frames for dataset in self.datasets)
@@ -206,7 +206,7 @@ class MultiDataset:
         for dataset in self.datasets:
             if dropped := [key for key in dataset.meta.columns if key not in common]:
                 log.warning("%s: %s is left out, because not all datasets have it.", dataset.name, ", ".join(dropped))
-            dataset.keep(common)
+            dataset.select_columns(common)
         if not first.spec.observation:
             raise UserError(f"dataset.sources: no key observation.* is common to all, with one shape ({offered}).")
         return first.spec

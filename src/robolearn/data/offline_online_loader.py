@@ -7,11 +7,11 @@ import torch
 
 from robolearn.data.loader import Loader
 from robolearn.data.replay_buffer import ReplayBuffer
-from robolearn.data.sampling import mixed
+from robolearn.data.sampling import fold_seed
 from robolearn.types import Batch, Window
 
 
-class PhasedLoader:
+class OfflineOnlineLoader:
     """Demonstrations alone until batch `switch`, from then on a fixed number of samples of the buffer in each batch.
 
     A batch depends on its number and on what the buffer holds when it is asked for, so that new episodes are drawn
@@ -47,10 +47,10 @@ class PhasedLoader:
         self.switch, self.least_frames, self.seed = switch, least_frames, seed
         self._pin = device.type == "cuda" and replay.device.type == "cpu"
 
-    def starting_at(self, k: int) -> Generator[Batch, None, None]:
+    def iter_from(self, k: int) -> Generator[Batch, None, None]:
         """Batches k, k + 1, ... without end. Closing the generator ends the threads that gather ahead."""
         if k < self.switch:
-            with closing(self.offline.starting_at(k)) as batches:
+            with closing(self.offline.iter_from(k)) as batches:
                 for _ in range(k, self.switch):
                     yield next(batches)
             k = self.switch
@@ -58,22 +58,22 @@ class PhasedLoader:
             while True:
                 yield self._collected(k) if self.ready else self.offline[k]
                 k += 1
-        with closing(self.demonstrations.starting_at(k - self.switch)) as batches:
+        with closing(self.demonstrations.iter_from(k - self.switch)) as batches:
             for demonstrated in batches:
-                yield joined(demonstrated, self._collected(k)) if self.ready else self.offline[k]
+                yield concat_batches(demonstrated, self._collected(k)) if self.ready else self.offline[k]
                 k += 1
 
     @property
     def ready(self) -> bool:
         """Whether the buffer is drawn from."""
-        return bool(self.n_replay and self.replay.drawable and self.replay.frames >= self.least_frames)
+        return bool(self.n_replay and self.replay.num_sampleable and self.replay.frames >= self.least_frames)
 
     def _collected(self, k: int) -> Batch:
-        generator = torch.Generator().manual_seed(mixed(self.seed, k))
+        generator = torch.Generator().manual_seed(fold_seed(self.seed, k))
         batch = self.replay.batch(self.replay.draw(self.n_replay, generator), self.window, pin=self._pin)
         return {key: value.to(self.device, non_blocking=self._pin) for key, value in batch.items()}
 
 
-def joined(one: Batch, other: Batch) -> Batch:
+def concat_batches(one: Batch, other: Batch) -> Batch:
     """Both batches in one, with the keys that both have and the types of the first."""
     return {key: torch.cat([value, other[key].to(value.dtype)]) for key, value in one.items() if key in other}

@@ -13,11 +13,11 @@ from safetensors.numpy import load_file
 from safetensors.numpy import save as to_bytes
 from torch import Tensor
 
-from robolearn.data.lerobot_dataset import take
+from robolearn.data.lerobot_dataset import gather
 from robolearn.data.video.placement import choose_tier
 from robolearn.errors import UserError
 from robolearn.rollouts.rollout import Episode
-from robolearn.system.files import telling_of_a_full_disk, write_bytes
+from robolearn.system.files import disk_full_as_user_error, write_bytes
 from robolearn.types import Batch, Spec, Window
 
 
@@ -39,7 +39,7 @@ class ReplayBuffer:
     """Whole episodes, first in, first out, in a ring of frames and as a file each.
 
     The ring serves batches: it lies on the device if it fits there, otherwise in a file mapped into memory. The
-    episodes' files are what a restarted run fills the ring from; they stay until `forget` names them, so that
+    episodes' files are what a restarted run fills the ring from; they stay until `prune` names them, so that
     neither a kill nor an eviction takes away what a checkpoint refers to.
 
     Frames are counted from the first ever added; position p lies in row p modulo `capacity`.
@@ -63,7 +63,7 @@ class ReplayBuffer:
         self.episodes: deque[_Stored] = deque()
         self.next_number = 0
         self._end = 0
-        with telling_of_a_full_disk(folder):
+        with disk_full_as_user_error(folder):
             folder.mkdir(parents=True, exist_ok=True)
         columns = {key: (_dtype(key), feature.shape) for key, feature in spec.observation.items()}
         columns |= {"action": (torch.float32, spec.action.shape), "next.reward": (torch.float32, ())}
@@ -87,7 +87,7 @@ class ReplayBuffer:
         return sum(episode.frames for episode in self.episodes)
 
     @property
-    def drawable(self) -> int:
+    def num_sampleable(self) -> int:
         """Frames that may be drawn."""
         return sum(self._drawable(episode) for episode in self.episodes)
 
@@ -104,13 +104,13 @@ class ReplayBuffer:
                 f"takes {len(episode) + 1} frames; raise it."
             )
         file = self._file(self.next_number)
-        with telling_of_a_full_disk(file):
+        with disk_full_as_user_error(file):
             write_bytes(file, to_bytes(columns))
         self._fill(columns)
 
     def draw(self, count: int, generator: torch.Generator) -> Tensor:
         """Positions int64 (count,), each frame as likely as any other, with replacement."""
-        numbers = torch.randint(self.drawable, (count,), generator=generator).numpy()
+        numbers = torch.randint(self.num_sampleable, (count,), generator=generator).numpy()
         ends = np.cumsum([self._drawable(episode) for episode in self.episodes])
         firsts = np.array([episode.first for episode in self.episodes])
         owner = np.searchsorted(ends, numbers, side="right")
@@ -141,12 +141,12 @@ class ReplayBuffer:
         for key, offsets in windowed.items():
             wanted = indices[:, None] + self._offset(offsets)
             last = first + steps - (0 if key in self.spec.observation else 1)
-            result[key] = take(self._ring[key], wanted.clamp(first, last) % self.capacity, pin)
+            result[key] = gather(self._ring[key], wanted.clamp(first, last) % self.capacity, pin)
             pad = (wanted < first) | (wanted > last)
             result[f"{key}_is_pad"] = pad.pin_memory() if pin else pad
         for key, values in self._ring.items():
             if key not in windowed and not key.startswith("_"):
-                result[key] = take(values, here, pin)
+                result[key] = gather(values, here, pin)
         frame = indices - first.squeeze(1)
         return result | {
             "index": indices,
@@ -184,7 +184,7 @@ class ReplayBuffer:
         for file in self._files().values():
             file.unlink()
 
-    def forget(self, before: int) -> None:
+    def prune(self, before: int) -> None:
         """Remove the files of the episodes with numbers below `before`, unless they are in the buffer."""
         oldest = self.state_dict()["first_number"]
         for number, file in self._files().items():
@@ -231,7 +231,7 @@ class ReplayBuffer:
         size = _bytes(self.capacity, dtype, shape)
         # A working copy, made anew at each start; without holes, so that a full disk is told here and now.
         file = self.folder / f"ring.{key}"
-        with telling_of_a_full_disk(file):
+        with disk_full_as_user_error(file):
             file.unlink(missing_ok=True)
             with file.open("wb") as new:
                 _allocate(new.fileno(), size)

@@ -47,7 +47,7 @@ class BatchSampler:
 
     def _permutation(self, epoch: int) -> Tensor:
         if epoch != self._epoch:
-            generator = torch.Generator().manual_seed(mixed(self.seed, epoch))
+            generator = torch.Generator().manual_seed(fold_seed(self.seed, epoch))
             self._order = self._epoch_indices(epoch)[torch.randperm(len(self.indices), generator=generator)]
             self._epoch = epoch
         return self._order
@@ -75,13 +75,13 @@ class WeightedSampler(BatchSampler):
         super().__init__(torch.cat(list(parts)), batch_size, seed)
         counts = _apportioned(len(self.indices), weights)
         numbered = [(i, part, count) for i, (part, count) in enumerate(zip(parts, counts, strict=True)) if count]
-        self._parts = [BatchSampler(part, count, mixed(seed, 1 + i)) for i, part, count in numbered]
+        self._parts = [BatchSampler(part, count, fold_seed(seed, 1 + i)) for i, part, count in numbered]
 
     def _epoch_indices(self, epoch: int) -> Tensor:
         return torch.cat([part[epoch] for part in self._parts])
 
 
-class ShareSampler:
+class ShardedSampler:
     """One process's share of every batch of a sampler, where several train together.
 
     Args:
@@ -100,7 +100,7 @@ class ShareSampler:
         return self._sampler[k].chunk(self._size)[self._rank]
 
 
-def mixed(seed: int, number: int) -> int:
+def fold_seed(seed: int, number: int) -> int:
     """A seed of 63 bits that shares nothing with those of neighbouring seeds and numbers."""
     word = np.random.SeedSequence([seed & 0xFFFFFFFFFFFFFFFF, number]).generate_state(1, np.uint64)[0]
     return int(word >> np.uint64(1))

@@ -15,15 +15,15 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from robolearn import rng
-from robolearn.data.sampling import BatchSampler, ShareSampler
+from robolearn.data.sampling import BatchSampler, ShardedSampler
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
 # An evaluation of the first process may take hours, in which the others wait for its word.
-PATIENCE = timedelta(days=2)
-LAST_WORDS_S = 5
+CONTROL_TIMEOUT = timedelta(days=2)
+ERROR_TIMEOUT_S = 5
 """How long to wait for what a process that failed says of itself."""
 
 
@@ -31,7 +31,7 @@ class PeerError(Exception):
     """Another process of the run ended, and with it this one."""
 
 
-class Ranks:
+class World:
     """This process among those that train one model; one that trains alone is the first of one.
 
     All of them have to call the methods in the same order, except `first`.
@@ -48,7 +48,7 @@ class Ranks:
         self._asked: tuple[Any, Tensor] | None = None
 
     @classmethod
-    def here(cls) -> "Ranks":
+    def from_env(cls) -> "World":
         """What torchrun's variables say of this process, or SLURM's where srun started several."""
         named = os.environ
         if "RANK" in named and "WORLD_SIZE" in named:
@@ -58,12 +58,12 @@ class Ranks:
         return cls()
 
     @property
-    def first(self) -> bool:
+    def is_main_process(self) -> bool:
         """Whether this is the process that writes, tells and evaluates."""
         return self.rank == 0
 
     @contextmanager
-    def joined(self) -> Iterator[None]:
+    def process_group(self) -> Iterator[None]:
         """While open the processes can reach each other."""
         if self.size == 1:
             yield
@@ -71,16 +71,16 @@ class Ranks:
         with _rendezvous():
             dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
         try:
-            self._control = dist.new_group(backend="gloo", timeout=PATIENCE)
+            self._control = dist.new_group(backend="gloo", timeout=CONTROL_TIMEOUT)
             yield
         finally:
-            rng.unite()
+            rng.disable_sharding()
             # What a process that died left unfinished can't be waited for.
             with suppress(Exception):
                 dist.destroy_process_group()
 
     @contextmanager
-    def telling(self) -> Iterator[None]:
+    def propagate_errors(self) -> Iterator[None]:
         """A block that all processes leave together, and in which an error of one ends all of them.
 
         Raises:
@@ -101,7 +101,7 @@ class Ranks:
             self._leave_word(error)
             raise
 
-    def at_first(self, function: Callable[[], T]) -> T:
+    def run_on_main(self, function: Callable[[], T]) -> T:
         """What the function returns in the first process, which alone calls it while the others wait.
 
         Raises:
@@ -109,7 +109,7 @@ class Ranks:
         """
         if self.size == 1:
             return function()
-        if not self.first:
+        if not self.is_main_process:
             value, failure = self._told((None, None))
             if failure:
                 raise PeerError(failure)
@@ -122,7 +122,7 @@ class Ranks:
         self._told((value, None))
         return value
 
-    def everyones(self, value: T) -> list[T]:
+    def all_gather_object(self, value: T) -> list[T]:
         """What each process gave, plain containers and tensors, in their order."""
         if self.size == 1:
             return [value]
@@ -132,11 +132,11 @@ class Ranks:
         dist.all_gather_object(contents, content.getvalue(), group=self._control)
         return [torch.load(io.BytesIO(each), weights_only=True) for each in contents]
 
-    def mean(self, value: Tensor) -> Tensor:
+    def all_reduce_mean(self, value: Tensor) -> Tensor:
         """The mean over all processes."""
-        return rng.mean(value)
+        return rng.all_reduce_mean(value)
 
-    def largest(self, number: int) -> int:
+    def all_reduce_max(self, number: int) -> int:
         """The largest of all processes' numbers."""
         if self.size == 1:
             return number
@@ -144,7 +144,7 @@ class Ranks:
         dist.all_reduce(held, dist.ReduceOp.MAX, group=self._control)
         return int(held)
 
-    def heard(self, number: int) -> int:
+    def poll_max(self, number: int) -> int:
         """The largest number that any process gave one call ago; alone, the number given now.
 
         The answer travels while the processes work, so that asking at every step costs none of them a wait.
@@ -164,7 +164,7 @@ class Ranks:
         self._asked = None
         return int(held)
 
-    def follow(self) -> None:
+    def wait_for_main(self) -> None:
         """Wait for the first process, which decides by a signal's handler whether the run goes on.
 
         Raises:
@@ -178,13 +178,13 @@ class Ranks:
         except RuntimeError:
             raise SystemExit(0) from None
 
-    def averaging(self, module: nn.Module) -> Callable[..., Any]:
+    def wrap_ddp(self, module: nn.Module) -> Callable[..., Any]:
         """The module, with gradients that become the mean over all processes as they are computed."""
         return module if self.size == 1 else _Averaging(module)
 
-    def own(self, sampler: BatchSampler) -> BatchSampler | ShareSampler:
+    def shard_sampler(self, sampler: BatchSampler) -> BatchSampler | ShardedSampler:
         """This process's share of a sampler's batches."""
-        return sampler if self.size == 1 else ShareSampler(sampler, self.rank, self.size)
+        return sampler if self.size == 1 else ShardedSampler(sampler, self.rank, self.size)
 
     def _told(self, words: tuple[Any, Any]) -> tuple[Any, Any]:
         """The words of the first process."""
@@ -199,7 +199,7 @@ class Ranks:
     def _word_of_another(self) -> str:
         """What a process that failed said of itself."""
         try:
-            _store().wait(["failed"], timedelta(seconds=LAST_WORDS_S))
+            _store().wait(["failed"], timedelta(seconds=ERROR_TIMEOUT_S))
             return _store().get("failed").decode()
         except Exception:
             return f"another of the {self.size} processes died without a word; its own log may tell more"

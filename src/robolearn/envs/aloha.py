@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Literal, get_args
 
-from robolearn.envs.packaged import MujocoTask, RenderMode, check_choice
+from robolearn.envs.packaged import PackagedMujocoEnv, RenderMode, check_choice
 from robolearn.errors import UserError
 
 ObsType = Literal["pixels_agent_pos", "pixels", "environment_state_agent_pos", "state"]
@@ -15,7 +15,7 @@ INSTRUCTIONS = {
 """As the published datasets word them."""
 
 
-class Aloha(MujocoTask):
+class Aloha(PackagedMujocoEnv):
     """gym-aloha. Actions (14,) are targets of each arm's six joints in radians and its gripper, 0 shut and 1 open.
 
     An episode ends, as a success, at reward 4, the last of the four stages that the reward counts: for the insertion
@@ -43,7 +43,7 @@ class Aloha(MujocoTask):
         UserError: A value can't be right.
     """
 
-    entry_point = "robolearn.envs.patched.gym_aloha:Aloha"
+    entry_point = "robolearn.envs.patched.gym_aloha:PatchedAloha"
     obs_types = get_args(ObsType)
     features = {
         **{f"pixels/{camera}": f"observation.images.{camera}" for camera in CAMERAS},

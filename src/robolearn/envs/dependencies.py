@@ -52,9 +52,9 @@ def import_package(package: str | None, environ: Mapping[str, str]) -> None:
         raise UserError(missing(error, package)) from error
     except Exception as error:
         # PyOpenGL without its library: an AttributeError of None, deep inside.
-        if not speaks_of_display(error):
+        if not is_display_error(error):
             raise
-        raise UserError(no_display(error)) from error
+        raise UserError(display_error_message(error)) from error
 
 
 def _load_triton() -> None:
@@ -79,12 +79,12 @@ def missing(error: Exception, package: str | None) -> str:
         own = ", or add its folder to PYTHONPATH (env.package)" if name == package and name not in PIP else ""
         pip = f"pip install {PIP.get(name, name.replace('_', '-'))}"
         return f"The simulator needs the Python package {name}, which is not installed: {pip}{own}"
-    if speaks_of_display(error):
-        return no_display(error)
+    if is_display_error(error):
+        return display_error_message(error)
     return f"The simulator's package {package} can't be imported: {one_line(error)}."
 
 
-def no_display(error: BaseException) -> str:
+def display_error_message(error: BaseException) -> str:
     """The sentence for MuJoCo without a way to render, by the backend that MUJOCO_GL chose."""
     backend = os.environ.get("MUJOCO_GL", "").lower()
     if backend == "egl":
@@ -96,7 +96,7 @@ def no_display(error: BaseException) -> str:
     return f"MuJoCo can't render here with MUJOCO_GL={backend or 'unset'}: {way} ({one_line(error)})."
 
 
-def speaks_of_display(error: BaseException) -> bool:
+def is_display_error(error: BaseException) -> bool:
     """Whether an exception comes from OpenGL that cannot be had here, such as PyOpenGL's AttributeError of None."""
     text = f"{type(error).__module__} {error}"
     return re.search(r"\begl|EGL|OSMesa|OpenGL|glGet|glfw|MUJOCO_GL", text) is not None

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 import gymnasium as gym
 from gymnasium import spaces
 
-from robolearn.envs.dependencies import import_package, missing, no_display, speaks_of_display
+from robolearn.envs.dependencies import display_error_message, import_package, is_display_error, missing
 from robolearn.envs.wrappers import (
-    CanonicalObservation,
-    FreezeWhenDone,
-    Simulators,
-    SuccessInfo,
-    calm_threads,
+    FlattenToDatasetKeys,
+    FreezeAfterEpisodeEnd,
+    SuccessWrapper,
+    VectorEnv,
+    limit_threads,
     make_vector,
     one_line,
 )
@@ -31,7 +31,7 @@ UNSAID = {"render_quality": "full"}
 """Settings of datasets and checkpoints that tell none, as LeRobot's do."""
 
 
-class Simulator:
+class EnvFactory:
     """Makes vectors of one gymnasium environment, whose observations carry dataset keys.
 
     Nothing is imported or built before `spec` or `make` is used.
@@ -57,7 +57,7 @@ class Simulator:
     id_key = "env.id"
     entry_point: str | None = None
     """``module:Class`` to open in place of the registered one, whose faults it mends."""
-    preloads = True
+    fork_safe = True
     """Whether the processes of a vector may be forked from one that has imported the simulator."""
 
     def __init__(
@@ -97,7 +97,7 @@ class Simulator:
         return self.render_mode == "rgb_array"
 
     @property
-    def settings(self) -> dict[str, Any]:
+    def render_settings(self) -> dict[str, Any]:
         """What changes the observations besides their shapes; recorded with datasets and checkpoints."""
         return {}
 
@@ -110,7 +110,7 @@ class Simulator:
         """
         from robolearn.types import Feature, Spec
 
-        env = self.opener()()
+        env = self.env_fn()()
         try:
             action = env.action_space
             if not isinstance(action, spaces.Box) or len(action.shape) != 1:
@@ -126,9 +126,9 @@ class Simulator:
             }
         finally:
             env.close()
-        return Spec(observation, Feature("ACTION", tuple(action.shape)), self.fps, self.settings)
+        return Spec(observation, Feature("ACTION", tuple(action.shape)), self.fps, self.render_settings)
 
-    def make(self, num_envs: int, use_async: bool = False) -> Simulators:
+    def make_vec(self, num_envs: int, use_async: bool = False) -> VectorEnv:
         """A vector of simulators; seed every reset, close it after use.
 
         Observations: images uint8 (N, C, H, W), all else float32 (N, ...). A place whose episode has ended is not
@@ -141,13 +141,13 @@ class Simulator:
         Raises:
             UserError: The simulator can't be opened.
         """
-        return make_vector([self.opener()] * num_envs, use_async, preload=self.modules() if use_async else ())
+        return make_vector([self.env_fn()] * num_envs, use_async, preload=self.preload_modules() if use_async else ())
 
     def describe(self) -> dict[str, Any]:
         """Plain values for records."""
         return {"id": self.id, "fps": self.fps, "features_map": self.features_map, **self.kwargs}
 
-    def opener(self) -> functools.partial:
+    def env_fn(self) -> functools.partial:
         """What opens one simulator with its adapters, in whatever process calls it.
 
         Raises:
@@ -166,13 +166,13 @@ class Simulator:
             self.entry_point,
         )
 
-    def modules(self) -> list[str]:
+    def preload_modules(self) -> list[str]:
         """What a fork server imports once for all processes that open this simulator.
 
         Raises:
             UserError: The package is not installed.
         """
-        if not self.preloads:
+        if not self.fork_safe:
             return []
         import_package(self.package, self.environ)
         registered = gym.registry[self.id].entry_point if self.id in gym.registry else None
@@ -207,13 +207,13 @@ def open_simulator(
     except UserError:
         raise
     except Exception as error:  # the environment's own constructor may raise anything
-        if speaks_of_display(error):
-            raise UserError(no_display(error)) from error
+        if is_display_error(error):
+            raise UserError(display_error_message(error)) from error
         raise UserError(
             f"{id_key}={id} can't be opened with {_listed(kwargs)}: {one_line(error)}; check the keys of env."
         ) from error
-    calm_threads()
-    return FreezeWhenDone(SuccessInfo(CanonicalObservation(env, features_map), success_key), id)
+    limit_threads()
+    return FreezeAfterEpisodeEnd(SuccessWrapper(FlattenToDatasetKeys(env, features_map), success_key), id)
 
 
 def check_same_spec(dataset: "Spec", env: "Spec") -> None:

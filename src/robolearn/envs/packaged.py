@@ -5,13 +5,13 @@ import sys
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
-from robolearn.envs.factory import Simulator
+from robolearn.envs.factory import EnvFactory
 from robolearn.errors import UserError
 
 RenderMode = Literal["rgb_array"]
 
 
-class Task(Simulator):
+class PackagedEnv(EnvFactory):
     """A task of a package whose environments take an obs_type and the sizes of pictures.
 
     Args:
@@ -69,11 +69,11 @@ class Task(Simulator):
         )
 
 
-class MujocoTask(Task):
+class PackagedMujocoEnv(PackagedEnv):
     """A task whose pictures MuJoCo renders, in a quality that changes them a little."""
 
     # What a fork would inherit of OpenGL works in the process that opened it alone.
-    preloads = False
+    fork_safe = False
     render_qualities = ("fast", "full")
 
     def __init__(self, *, render_quality: str, kwargs: Mapping[str, Any] | None = None, **options: Any) -> None:
@@ -82,7 +82,7 @@ class MujocoTask(Task):
         super().__init__(kwargs={**(kwargs or {}), "render_quality": render_quality}, environ=environ, **options)
 
     @property
-    def settings(self) -> dict[str, Any]:
+    def render_settings(self) -> dict[str, Any]:
         """The render quality, where images are observed."""
         sees = "pixels" in self.kwargs["obs_type"]
         return {"render_quality": self.kwargs["render_quality"]} if sees else {}

@@ -5,12 +5,12 @@ import sys
 from collections.abc import Mapping
 from typing import Literal, get_args
 
-from robolearn.envs.packaged import RenderMode, Task
+from robolearn.envs.packaged import PackagedEnv, RenderMode
 
 ObsType = Literal["pixels_agent_pos", "environment_state_agent_pos", "pixels", "state"]
 
 
-class PushT(Task):
+class PushT(PackagedEnv):
     """gym-pusht. Actions are target positions (2,) in a square of 512 units, at 10 steps a second.
 
     An episode ends, as a success, when the block covers more than 95 % of its goal; the reward is that coverage
@@ -34,7 +34,7 @@ class PushT(Task):
         UserError: A value can't be right.
     """
 
-    entry_point = "robolearn.envs.patched.gym_pusht:PushT"
+    entry_point = "robolearn.envs.patched.gym_pusht:PatchedPushT"
     obs_types = get_args(ObsType)
     features = {
         "pixels": "observation.image",

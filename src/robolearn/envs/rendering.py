@@ -7,7 +7,7 @@ from typing import Any, Literal
 import mujoco
 import numpy as np
 
-from robolearn.envs.dependencies import no_display
+from robolearn.envs.dependencies import display_error_message
 from robolearn.errors import UserError
 
 Quality = Literal["fast", "full"]
@@ -36,7 +36,7 @@ class Cameras:
             model.vis.quality.shadowsize = 0
             model.vis.quality.offsamples = 0
 
-    def shoot(self, data: Any, camera: str, width: int, height: int) -> np.ndarray:
+    def capture(self, data: Any, camera: str, width: int, height: int) -> np.ndarray:
         """What a camera sees, (height, width, 3) uint8.
 
         Raises:
@@ -68,7 +68,7 @@ class Cameras:
         try:
             renderer = mujoco.Renderer(self._model, height, width)
         except Exception as error:  # each backend has its own exceptions
-            raise UserError(no_display(error)) from error
+            raise UserError(display_error_message(error)) from error
         _close_before_others()
         self._renderers[width, height] = renderer
         return renderer

@@ -26,7 +26,7 @@ Observation = dict[str, np.ndarray]
 CHANNELS = (1, 3, 4)
 
 
-class CanonicalObservation(gym.ObservationWrapper):
+class FlattenToDatasetKeys(gym.ObservationWrapper):
     """Observations as one flat dict by dataset key: images uint8 (C, H, W), all else float32.
 
     A nested dict's keys are joined by ``/``. An observation that is no dict is called ``pixels`` if it is an image,
@@ -91,7 +91,7 @@ class CanonicalObservation(gym.ObservationWrapper):
         return value.copy() if value.base is not None else value
 
 
-class SuccessInfo(gym.Wrapper):
+class SuccessWrapper(gym.Wrapper):
     """Reduces the info to ``success``, once it is a bool of every step, so that vectors of it stay cheap.
 
     Args:
@@ -122,7 +122,7 @@ class SuccessInfo(gym.Wrapper):
         return observation, float(reward), bool(terminated), bool(truncated), {"success": success}
 
 
-class FreezeWhenDone(gym.Wrapper):
+class FreezeAfterEpisodeEnd(gym.Wrapper):
     """One place of a vector of simulators: after its episode's end the simulator is left alone until the next reset.
 
     Vectors step all of their places at once. A finished place answers with its last observation, reward 0 and its
@@ -187,8 +187,8 @@ class FreezeWhenDone(gym.Wrapper):
             ) from error
 
 
-class SyncSimulators(SyncVectorEnv):
-    """Simulators in this process, one after the other; never reset by themselves."""
+class SyncEnvs(SyncVectorEnv):
+    """VectorEnv in this process, one after the other; never reset by themselves."""
 
     def __init__(self, env_fns: Sequence[Callable[[], gym.Env]]) -> None:
         super().__init__(env_fns, autoreset_mode=AutoresetMode.DISABLED)
@@ -200,8 +200,8 @@ class SyncSimulators(SyncVectorEnv):
         return super().step(actions)
 
 
-class AsyncSimulators(AsyncVectorEnv):
-    """Simulators in a process each; never reset by themselves.
+class AsyncEnvs(AsyncVectorEnv):
+    """VectorEnv in a process each; never reset by themselves.
 
     The processes come from a fork server: plain fork would copy a parent with CUDA and running threads, and spawn
     would import everything once for each process. `preload` names what the server imports, once.
@@ -235,15 +235,15 @@ def _worker(*arguments: Any) -> None:
     _async_worker(*arguments)
 
 
-Simulators = SyncSimulators | AsyncSimulators
+VectorEnv = SyncEnvs | AsyncEnvs
 
 
-def make_vector(env_fns: Sequence[Callable[[], gym.Env]], use_async: bool, preload: Sequence[str]) -> Simulators:
+def make_vector(env_fns: Sequence[Callable[[], gym.Env]], use_async: bool, preload: Sequence[str]) -> VectorEnv:
     """A vector of simulators, each made by its function."""
     if not use_async:
-        return SyncSimulators(env_fns)
+        return SyncEnvs(env_fns)
     try:
-        return AsyncSimulators(env_fns, preload)
+        return AsyncEnvs(env_fns, preload)
     except (EOFError, ConnectionError) as error:
         raise UserError(
             "A simulator's process ended while it started (its own message is above; too little memory, or a script "
@@ -261,7 +261,7 @@ def one_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {message.rstrip('.')}{place}"
 
 
-def calm_threads() -> None:
+def limit_threads() -> None:
     """In a worker process: one thread for OpenCV, which would otherwise start one per core in every process."""
     if multiprocessing.parent_process() is not None and "cv2" in sys.modules:
         sys.modules["cv2"].setNumThreads(1)

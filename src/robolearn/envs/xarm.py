@@ -3,12 +3,12 @@
 from collections.abc import Mapping
 from typing import Literal, get_args
 
-from robolearn.envs.packaged import MujocoTask, RenderMode
+from robolearn.envs.packaged import PackagedMujocoEnv, RenderMode
 
 ObsType = Literal["pixels_agent_pos", "pixels", "state"]
 
 
-class Xarm(MujocoTask):
+class Xarm(PackagedMujocoEnv):
     """gym-xarm. Actions (4,) in [-1, 1] move the hand along x, y, z by some 5 mm and close (+1) or open the gripper.
 
     An episode ends, as a success, when the block is 15 cm above where it started; gym-xarm's own test for that cannot
@@ -34,7 +34,7 @@ class Xarm(MujocoTask):
         UserError: A value can't be right.
     """
 
-    entry_point = "robolearn.envs.patched.gym_xarm:XarmLift"
+    entry_point = "robolearn.envs.patched.gym_xarm:PatchedXarmLift"
     obs_types = get_args(ObsType)
     features = {"pixels": "observation.image", "agent_pos": "observation.state", "state": "observation.state"}
 

@@ -13,7 +13,14 @@ from robolearn import rng
 from robolearn.errors import UserError
 from robolearn.normalize import Mode
 from robolearn.policies.base import Policy
-from robolearn.policies.nn.transformer import Activation, Decoder, Encoder, Layer, image_sinusoids, sinusoids
+from robolearn.policies.nn.transformer import (
+    Activation,
+    Layer,
+    TransformerDecoder,
+    TransformerEncoder,
+    image_sinusoids,
+    sinusoids,
+)
 from robolearn.policies.nn.vision import check_resnet, load_resnet_weights, resnet_body
 from robolearn.types import Batch, Kind, Spec, Window
 
@@ -111,7 +118,7 @@ class ActPolicy(Policy):
         layer = partial(Layer, dim_model, n_heads, dim_feedforward, feedforward_activation, dropout, pre_norm)
         self.vae = None
         if use_vae:
-            encoder = Encoder(layer, n_vae_encoder_layers, dim_model, pre_norm)
+            encoder = TransformerEncoder(layer, n_vae_encoder_layers, dim_model, pre_norm)
             self.vae = ChunkEncoder(encoder, state_dim, action_dim, chunk_size, dim_model, latent_dim)
         self.backbone = None
         if self.cameras:
@@ -127,9 +134,9 @@ class ActPolicy(Policy):
         self.environment_proj = nn.Linear(environment_dim, dim_model) if self.environments else None
         n_vectors = 1 + bool(self.states) + bool(self.environments)
         self.vector_positions = nn.Parameter(torch.randn(n_vectors, dim_model))
-        self.encoder = Encoder(layer, n_encoder_layers, dim_model, pre_norm)
+        self.encoder = TransformerEncoder(layer, n_encoder_layers, dim_model, pre_norm)
         self.queries = nn.Parameter(torch.randn(chunk_size, dim_model))
-        self.decoder = Decoder(partial(layer, crosses=True), n_decoder_layers, dim_model)
+        self.decoder = TransformerDecoder(partial(layer, crosses=True), n_decoder_layers, dim_model)
         self.head = nn.Linear(dim_model, action_dim)
         for weights in [*self.encoder.parameters(), *self.decoder.parameters()]:
             if weights.dim() > 1:
@@ -151,7 +158,7 @@ class ActPolicy(Policy):
         if self.averages_over_padding:
             l1 = (errors * valid).mean()
         else:
-            l1 = (errors * valid).sum() / (rng.mean(valid.sum()) * actions.shape[-1]).clamp(min=1)
+            l1 = (errors * valid).sum() / (rng.all_reduce_mean(valid.sum()) * actions.shape[-1]).clamp(min=1)
         if divergence is None:
             return l1, {"l1_loss": l1.detach()}
         loss = l1 + self.kl_weight * divergence
@@ -227,7 +234,7 @@ class ChunkEncoder(nn.Module):
     """
 
     def __init__(
-        self, encoder: Encoder, state_dim: int, action_dim: int, chunk_size: int, dim: int, latent_dim: int
+        self, encoder: TransformerEncoder, state_dim: int, action_dim: int, chunk_size: int, dim: int, latent_dim: int
     ) -> None:
         super().__init__()
         self.cls = nn.Parameter(torch.randn(1, dim))

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor, nn
 
-from robolearn.normalize import Mode, Space
+from robolearn.normalize import ActionTransform, Mode
 from robolearn.types import Batch, Kind, Window
 
 
@@ -32,7 +32,7 @@ class Policy(nn.Module):
     normalization_mapping: Mapping[Kind, Mode]
     drop_n_last_frames: int = 0
     temporal_ensemble_coeff: float | None = None
-    space: Space | None = None
+    space: ActionTransform | None = None
     reads_tasks: bool = False
     capturable: bool = True
     needs_reward: bool = False

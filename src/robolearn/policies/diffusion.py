@@ -64,7 +64,7 @@ class DiffusionPolicy(Policy):
         UserError: Options contradict each other or the spec; the message names them.
     """
 
-    signal_share: Tensor
+    alphas_cumprod: Tensor
 
     def __init__(
         self,
@@ -166,7 +166,7 @@ class DiffusionPolicy(Policy):
             prediction_type=prediction_type,
         )
         # Kept with the policy, because the scheduler's own stays on the CPU.
-        self.register_buffer("signal_share", self.noise_scheduler.alphas_cumprod.clone(), persistent=False)
+        self.register_buffer("alphas_cumprod", self.noise_scheduler.alphas_cumprod.clone(), persistent=False)
         self.predicts_noise = prediction_type == "epsilon"
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
@@ -174,8 +174,8 @@ class DiffusionPolicy(Policy):
         cond = self.encode(batch)
         actions = batch["action"]
         noise = rng.randn(actions.shape, actions.device)
-        steps = rng.randint(len(self.signal_share), (len(actions),), actions.device)
-        share = self.signal_share[steps, None, None]
+        steps = rng.randint(len(self.alphas_cumprod), (len(actions),), actions.device)
+        share = self.alphas_cumprod[steps, None, None]
         noisy = share.sqrt() * actions + (1 - share).sqrt() * noise
         predicted = self.unet(noisy, steps, cond)
         errors = F.mse_loss(predicted, noise if self.predicts_noise else actions, reduction="none")
@@ -184,7 +184,7 @@ class DiffusionPolicy(Policy):
         valid = ~batch["action_is_pad"].unsqueeze(-1)
         if self.averages_over_padding:
             return (errors * valid).mean(), {}
-        return (errors * valid).sum() / (rng.mean(valid.sum()) * self.action_dim).clamp(min=1), {}
+        return (errors * valid).sum() / (rng.all_reduce_mean(valid.sum()) * self.action_dim).clamp(min=1), {}
 
     def act(self, observation: Batch) -> Tensor:
         """Denoise a trajectory from pure noise; returns its part from now on, (B, horizon - n_obs_steps + 1, A)."""

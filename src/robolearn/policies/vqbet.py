@@ -11,7 +11,7 @@ from robolearn.errors import UserError
 from robolearn.normalize import Mode
 from robolearn.policies.base import Policy
 from robolearn.policies.nn.gpt import Gpt
-from robolearn.policies.nn.residual_vq import ActionTokenizer, draw, one_hot
+from robolearn.policies.nn.residual_vq import ActionTokenizer, one_hot, sample
 from robolearn.policies.nn.vision import ImageEncoder, check_encoder, crop_images, load_resnet_weights
 from robolearn.types import Batch, Kind, Spec, Window
 
@@ -335,16 +335,16 @@ class VqbetPolicy(Policy):
         """
         if self.code_head is not None:
             logits = self.code_head(features).unflatten(-1, (CODEBOOKS, -1))
-            codes = self.draw(logits) if codes is None else codes
+            codes = self.sample(logits) if codes is None else codes
         else:
             assert self.primary_head is not None
             assert self.secondary_head is not None
             primary = self.primary_head(features)
-            first = self.draw(primary) if codes is None else codes[:, 0]
+            first = self.sample(primary) if codes is None else codes[:, 0]
             given = torch.cat([features, one_hot(first, self.codebook_size)], dim=-1)
             secondary = self.secondary_head(given)
             logits = torch.stack([primary, secondary], dim=1)
-            codes = torch.stack([first, self.draw(secondary)], dim=1) if codes is None else codes
+            codes = torch.stack([first, self.sample(secondary)], dim=1) if codes is None else codes
         with torch.no_grad():
             decoded = self.tokenizer.decode(self.tokenizer.embed(codes))
         offsets = self.offset_head(features).unflatten(-1, (CODEBOOKS, self.codebook_size, self.chunk_size, -1))
@@ -352,9 +352,9 @@ class VqbetPolicy(Policy):
         correction = offsets.gather(2, chosen).squeeze(2).sum(1)
         return Prediction(logits, codes, decoded, decoded + correction)
 
-    def draw(self, logits: Tensor) -> Tensor:
+    def sample(self, logits: Tensor) -> Tensor:
         """One code (*) of each distribution, given logits (*, C)."""
-        return draw((logits.float() / self.temperature).softmax(-1))
+        return sample((logits.float() / self.temperature).softmax(-1))
 
     def load_pretrained(self) -> None:
         """Load the backbone's weights where a file or name of them was given."""
@@ -363,7 +363,7 @@ class VqbetPolicy(Policy):
 
 
 def _mean(values: Tensor, weights: Tensor) -> Tensor:
-    return (values * weights).sum() / rng.mean(weights.sum()).clamp(min=1)
+    return (values * weights).sum() / rng.all_reduce_mean(weights.sum()).clamp(min=1)
 
 
 def _used(codes: Tensor, size: int, weights: Tensor) -> Tensor:

@@ -14,13 +14,13 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from robolearn.envs.factory import Simulator
+from robolearn.envs.factory import EnvFactory
 from robolearn.errors import UserError
-from robolearn.rollouts.rollout import Actor, Episode, Sink, Stopped, rollout
+from robolearn.rollouts.rollout import Actor, Episode, FrameSink, RolloutInterrupted, rollout
 from robolearn.rollouts.video_recorder import grid, mp4, shrink
 from robolearn.system.files import write_json
 
-__all__ = ["EvalResult", "Evaluator", "Stopped"]
+__all__ = ["EvalResult", "Evaluator", "RolloutInterrupted"]
 
 TILE = 192
 """Pixels a side that an episode may take in the grid's video."""
@@ -57,7 +57,7 @@ class Evaluator:
         use_async_envs: Give each simulator a process of its own.
         seed: Of the first episode; also of Python's, numpy's and torch's generators during the evaluation.
         n_videos: How many episodes, the first ones, become MP4s.
-        task: What a policy that reads it is told to do, in words; None: see `choose_task`.
+        task: What a policy that reads it is told to do, in words; None: see `select_task`.
 
     Raises:
         UserError: The numbers make no sense, or videos are asked of an environment that renders none.
@@ -65,7 +65,7 @@ class Evaluator:
 
     def __init__(
         self,
-        env: Simulator,
+        env: EnvFactory,
         n_episodes: int = 50,
         batch_size: int = 50,
         use_async_envs: bool = False,
@@ -107,12 +107,12 @@ class Evaluator:
             stop: Asked before every step; True ends the evaluation.
 
         Raises:
-            Stopped: `stop` said so.
+            RolloutInterrupted: `stop` said so.
             UserError: A simulator failed, or the folder can't be written.
         """
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            with _Films(folder, self.env.fps) as films:
+            with VideoRecorder(folder, self.env.fps) as films:
                 start = time.perf_counter()
                 with seeded(self.seed):
                     episodes = self._episodes(agent, films, stop)
@@ -128,16 +128,16 @@ class Evaluator:
             ) from error
         return result
 
-    def _episodes(self, agent: Actor, films: "_Films", stop: Callable[[], bool]) -> list[Episode]:
+    def _episodes(self, agent: Actor, films: "VideoRecorder", stop: Callable[[], bool]) -> list[Episode]:
         episodes: list[Episode] = []
-        env = self.env.make(self.batch_size, self.use_async_envs)
+        env = self.env.make_vec(self.batch_size, self.use_async_envs)
         try:
             with _Bar(self.n_episodes) as bar:
                 for first in range(0, self.n_episodes, self.batch_size):
                     numbers = range(first, min(first + self.batch_size, self.n_episodes))
                     film = {n - first: films.sink(n) for n in numbers if n < self.n_videos}
                     seeds = [self.seed + n for n in numbers]
-                    episodes += rollout(env, agent, seeds, film=film, stop=stop, on_step=bar.step)
+                    episodes += rollout(env, agent, seeds, record_video=film, stop=stop, on_step=bar.step)
                     films.close()
         finally:
             env.close()
@@ -155,7 +155,7 @@ class Evaluator:
         }
 
 
-class _Films:
+class VideoRecorder:
     """The videos of the filmed episodes; frames go to their files as they come, only small ones stay in memory."""
 
     def __init__(self, folder: Path, fps: float) -> None:
@@ -164,13 +164,13 @@ class _Films:
         self._small: list[list[np.ndarray]] = []
         self._files = ExitStack()
 
-    def __enter__(self) -> "_Films":
+    def __enter__(self) -> "VideoRecorder":
         return self
 
     def __exit__(self, *error: Any) -> bool | None:
         return self._files.__exit__(*error)
 
-    def sink(self, number: int) -> Sink:
+    def sink(self, number: int) -> FrameSink:
         name, small = f"episode_{number:03d}.mp4", []
         write = self._files.enter_context(mp4(self.folder / name, self.fps))
         self.names.append(name)

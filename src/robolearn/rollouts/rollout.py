@@ -6,11 +6,11 @@ from typing import Protocol
 
 import numpy as np
 
-from robolearn.envs.wrappers import Simulators
+from robolearn.envs.wrappers import VectorEnv
 from robolearn.errors import UserError
 
 Observation = dict[str, np.ndarray]
-Sink = Callable[[np.ndarray], None]
+FrameSink = Callable[[np.ndarray], None]
 
 
 class Actor(Protocol):
@@ -24,7 +24,7 @@ class Actor(Protocol):
         ...
 
 
-class Stopped(Exception):  # noqa: N818 (nothing went wrong)
+class RolloutInterrupted(Exception):  # noqa: N818 (nothing went wrong)
     """A rollout that was asked to stop before its end."""
 
 
@@ -100,19 +100,19 @@ class _Record:
 
 
 def rollout(
-    env: Simulators,
+    env: VectorEnv,
     agent: Actor,
     seeds: Sequence[int],
     *,
     keep_observations: bool = False,
-    film: Mapping[int, Sink] | None = None,
+    record_video: Mapping[int, FrameSink] | None = None,
     stop: Callable[[], bool] = lambda: False,
     on_step: Callable[[list[bool | None]], None] = lambda successes: None,
 ) -> list[Episode]:
     """Run an episode for each seed, side by side, until all have ended; those that have ended are not stepped.
 
     Args:
-        env: N simulators, as `Simulator.make` gives them.
+        env: N simulators, as `EnvFactory.make` gives them.
         agent: Reset here.
         seeds: Of the episodes, N or fewer; simulators without one stay idle.
         keep_observations: Keep what was observed.
@@ -125,13 +125,13 @@ def rollout(
         The episodes, in the order of the seeds.
 
     Raises:
-        Stopped: `stop` said so.
+        RolloutInterrupted: `stop` said so.
         UserError: A simulator failed, or the agent's actions are not what it takes.
     """
     if not 0 < len(seeds) <= env.num_envs:
         raise ValueError(f"{len(seeds)} seeds for {env.num_envs} simulators")
     try:
-        return _rollout(env, agent, list(seeds), _Record(keep_observations), film or {}, stop, on_step)
+        return _rollout(env, agent, list(seeds), _Record(keep_observations), record_video or {}, stop, on_step)
     except (EOFError, ConnectionError) as error:
         raise UserError(
             f"The process of a simulator died in an episode with one of the seeds {seeds[0]} to {seeds[-1]} "
@@ -140,34 +140,34 @@ def rollout(
 
 
 def _rollout(
-    env: Simulators,
+    env: VectorEnv,
     agent: Actor,
     seeds: list[int],
     record: _Record,
-    film: Mapping[int, Sink],
+    record_video: Mapping[int, FrameSink],
     stop: Callable[[], bool],
     on_step: Callable[[list[bool | None]], None],
 ) -> list[Episode]:
     active = np.arange(env.num_envs) < len(seeds)
     ended: dict[int, Episode] = {}
     env.set_attr("idle", (~active).tolist())
-    env.set_attr("filmed", [place in film for place in range(env.num_envs)])
+    env.set_attr("filmed", [place in record_video for place in range(env.num_envs)])
     agent.reset()
     places: list[int | None] = [*seeds, *[0] * (env.num_envs - len(seeds))]
     observation, _ = env.reset(seed=places)
     record.observe(observation)
-    _shoot(env, film)
+    _capture_frames(env, record_video)
     length = 0
     while active.any():
         if stop():
-            raise Stopped
+            raise RolloutInterrupted
         actions = agent(observation)
         _check_actions(actions, env, active, length)
         observation, rewards, terminated, truncated, info = env.step(actions)
         length += 1
         record.step(actions, rewards, info)
         record.observe(observation)
-        _shoot(env, film)
+        _capture_frames(env, record_video)
         done = active & (terminated | truncated)
         for place in np.flatnonzero(done).tolist():
             flags = bool(terminated[place]), bool(truncated[place])
@@ -177,7 +177,7 @@ def _rollout(
     return [ended[place] for place in range(len(seeds))]
 
 
-def _shoot(env: Simulators, film: Mapping[int, Sink]) -> None:
+def _capture_frames(env: VectorEnv, film: Mapping[int, FrameSink]) -> None:
     if not film:
         return
     frames = env.call("frame")
@@ -186,7 +186,7 @@ def _shoot(env: Simulators, film: Mapping[int, Sink]) -> None:
             sink(frames[place])
 
 
-def _check_actions(actions: np.ndarray, env: Simulators, active: np.ndarray, step: int) -> None:
+def _check_actions(actions: np.ndarray, env: VectorEnv, active: np.ndarray, step: int) -> None:
     if actions.shape != env.action_space.shape:
         raise UserError(
             f"The policy gives actions of shape {actions.shape[1:]}, the simulator takes {env.action_space.shape[1:]};"  # type: ignore[index]

@@ -10,7 +10,7 @@ from robolearn.rollouts.evaluation import Evaluator
 from robolearn.types import Batch
 
 
-class TaskTable:
+class TaskEmbeddings:
     """Gives batches what the policy reads of the task of each of their frames.
 
     Args:
@@ -32,7 +32,7 @@ class TaskTable:
         return batch | {key: value[batch["task_index"]] for key, value in self._encoded.items()}
 
 
-def choose_task(wanted: str | None, learnt: Sequence[str], instruction: str | None) -> str:
+def select_task(wanted: str | None, learnt: Sequence[str], instruction: str | None) -> str:
     """The words that a policy is told in an evaluation.
 
     Args:
@@ -53,7 +53,7 @@ def choose_task(wanted: str | None, learnt: Sequence[str], instruction: str | No
     raise UserError(f"eval.task: the policy must be told what to do; it has learnt these tasks: {listed}.")
 
 
-def told(policy: Policy, evaluator: Evaluator, learnt: Sequence[str]) -> list[str]:
+def task_prompts(policy: Policy, evaluator: Evaluator, learnt: Sequence[str]) -> list[str]:
     """What an agent is told in an evaluation; nothing where its policy reads no tasks.
 
     Raises:
@@ -61,4 +61,4 @@ def told(policy: Policy, evaluator: Evaluator, learnt: Sequence[str]) -> list[st
     """
     if not policy.reads_tasks:
         return []
-    return [choose_task(evaluator.task, learnt, evaluator.env.instruction)]
+    return [select_task(evaluator.task, learnt, evaluator.env.instruction)]

@@ -8,11 +8,11 @@ from pathlib import Path
 import av
 import numpy as np
 
-from robolearn.rollouts.rollout import Sink
+from robolearn.rollouts.rollout import FrameSink
 
 
 @contextmanager
-def mp4(path: Path, fps: float) -> Iterator[Sink]:
+def mp4(path: Path, fps: float) -> Iterator[FrameSink]:
     """A file to which frames (H, W, 3) uint8 are given one by one; H.264 in yuv420p, which browsers play.
 
     Odd sizes lose their last row or column, since yuv420p halves both. The file takes its name when it is whole.
@@ -44,7 +44,7 @@ def mp4(path: Path, fps: float) -> Iterator[Sink]:
 
 
 def shrink(frame: np.ndarray, largest: int) -> np.ndarray:
-    """A frame (H, W, 3) uint8 reduced by a whole factor to at most `largest` pixels a side, by averaging."""
+    """A frame (H, W, 3) uint8 reduced by a whole factor to at most `all_reduce_max` pixels a side, by averaging."""
     factor = -(-max(frame.shape[:2]) // largest)
     if factor == 1:
         return frame

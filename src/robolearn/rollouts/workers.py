@@ -17,17 +17,17 @@ import torch
 from torch import Tensor
 
 from robolearn.agent import Agent
-from robolearn.envs.factory import Simulator
-from robolearn.envs.wrappers import Simulators
+from robolearn.envs.factory import EnvFactory
+from robolearn.envs.wrappers import VectorEnv
 from robolearn.errors import UserError
 from robolearn.normalize import Normalizer
 from robolearn.policies.base import Policy
 from robolearn.rollouts.evaluation import seeded
-from robolearn.rollouts.rollout import Episode, Stopped, rollout
+from robolearn.rollouts.rollout import Episode, RolloutInterrupted, rollout
 
 
 @dataclass(frozen=True)
-class Collected:
+class RolloutResult:
     """Finished episodes.
 
     Attributes:
@@ -42,8 +42,8 @@ class Collected:
 
 
 @dataclass(frozen=True)
-class Crew:
-    """Simulators that run episodes side by side; opened at first use, closed by `close`.
+class VectorEnvFactory:
+    """VectorEnv that run episodes side by side; opened at first use, closed by `close`.
 
     Args:
         env: The simulator.
@@ -51,11 +51,11 @@ class Crew:
         use_async_envs: In a process each.
     """
 
-    env: Simulator
+    env: EnvFactory
     batch_size: int
     use_async_envs: bool
 
-    def run(self, vector: Simulators, agent: Agent, seeds: Sequence[int], stop: Callable[[], bool]) -> list[Episode]:
+    def run(self, vector: VectorEnv, agent: Agent, seeds: Sequence[int], stop: Callable[[], bool]) -> list[Episode]:
         """An episode for each seed; what it does depends on the weights, the seeds and `batch_size` alone."""
         episodes: list[Episode] = []
         with seeded(seeds[0]):
@@ -64,17 +64,17 @@ class Crew:
                 episodes += rollout(vector, agent, part, keep_observations=True, stop=stop)
         return episodes
 
-    def open(self) -> Simulators:
+    def open(self) -> VectorEnv:
         """A vector of the simulators."""
-        return self.env.make(self.batch_size, self.use_async_envs)
+        return self.env.make_vec(self.batch_size, self.use_async_envs)
 
 
-class Rollouts(ABC):
+class RolloutWorker(ABC):
     """Runs the episodes of one rollout at a time."""
 
     is_async: bool
     """Whether training goes on meanwhile."""
-    busy: bool
+    pending: bool
     """Whether episodes run, or wait to be taken."""
 
     @abstractmethod
@@ -82,12 +82,12 @@ class Rollouts(ABC):
         """Run an episode for each seed with the weights that the agent's policy has now."""
 
     @abstractmethod
-    def take(self, wait: bool, stop: Callable[[], bool]) -> Collected | None:
+    def get(self, wait: bool, stop: Callable[[], bool]) -> RolloutResult | None:
         """The episodes of the rollout; None while they run, unless `wait`, and when there is none.
 
         Raises:
             UserError: It failed.
-            Stopped: `stop` said so while this waited.
+            RolloutInterrupted: `stop` said so while this waited.
         """
 
     @abstractmethod
@@ -95,7 +95,7 @@ class Rollouts(ABC):
         """Close the simulators."""
 
 
-class RolloutsHere(Rollouts):
+class SyncRolloutWorker(RolloutWorker):
     """Rollouts that are over when `start` returns.
 
     Args:
@@ -104,13 +104,13 @@ class RolloutsHere(Rollouts):
 
     is_async = False
 
-    def __init__(self, crew: Crew) -> None:
+    def __init__(self, crew: VectorEnvFactory) -> None:
         self.crew = crew
-        self._vector: Simulators | None = None
-        self._collected: Collected | None = None
+        self._vector: VectorEnv | None = None
+        self._collected: RolloutResult | None = None
 
     @property
-    def busy(self) -> bool:  # type: ignore[override]
+    def pending(self) -> bool:  # type: ignore[override]
         """Whether episodes wait to be taken."""
         return self._collected is not None
 
@@ -118,15 +118,15 @@ class RolloutsHere(Rollouts):
         """Run the episodes.
 
         Raises:
-            Stopped: `stop` said so.
+            RolloutInterrupted: `stop` said so.
             UserError: A simulator failed.
         """
         self._vector = self._vector or self.crew.open()
         began = time.perf_counter()
         episodes = self.crew.run(self._vector, agent, seeds, stop)
-        self._collected = Collected(episodes, step, time.perf_counter() - began)
+        self._collected = RolloutResult(episodes, step, time.perf_counter() - began)
 
-    def take(self, wait: bool, stop: Callable[[], bool]) -> Collected | None:
+    def get(self, wait: bool, stop: Callable[[], bool]) -> RolloutResult | None:
         """The episodes, once."""
         collected, self._collected = self._collected, None
         return collected
@@ -137,7 +137,7 @@ class RolloutsHere(Rollouts):
             self._vector.close()
 
 
-class RolloutsBeside(Rollouts):
+class AsyncRolloutWorker(RolloutWorker):
     """Rollouts in a process of their own, which gets a copy of the weights and acts on a device of its choice.
 
     The copy is taken on the stream that trains and sent by a thread, so that training does not wait for it.
@@ -149,7 +149,7 @@ class RolloutsBeside(Rollouts):
 
     is_async = True
 
-    def __init__(self, crew: Crew, agent: Agent) -> None:
+    def __init__(self, crew: VectorEnvFactory, agent: Agent) -> None:
         context = multiprocessing.get_context("spawn")
         self._pipe, theirs = context.Pipe()
         # On the CPU, since a handle of GPU memory would have to outlive its reader.
@@ -160,7 +160,7 @@ class RolloutsBeside(Rollouts):
         theirs.close()
         self._sender = ThreadPoolExecutor(1, thread_name_prefix="weights")
         self._sending: Future[None] | None = None
-        self.busy = False
+        self.pending = False
 
     def start(self, step: int, agent: Agent, seeds: Sequence[int], stop: Callable[[], bool]) -> None:
         """Hand over the weights and have the episodes run."""
@@ -168,7 +168,7 @@ class RolloutsBeside(Rollouts):
         ready = torch.cuda.Event() if agent.device.type == "cuda" else None
         if ready:
             ready.record()
-        self.busy = True
+        self.pending = True
         self._sending = self._sender.submit(self._send, step, snapshot, list(seeds), ready)
 
     def _send(self, step: int, snapshot: dict[str, Tensor], seeds: list[int], ready: Any) -> None:
@@ -178,15 +178,15 @@ class RolloutsBeside(Rollouts):
         torch.save({name: value.cpu() for name, value in snapshot.items()}, content)
         self._pipe.send((step, content.getvalue(), seeds))
 
-    def take(self, wait: bool, stop: Callable[[], bool]) -> Collected | None:
+    def get(self, wait: bool, stop: Callable[[], bool]) -> RolloutResult | None:
         """The episodes, once they have ended.
 
         Raises:
             UserError: A simulator failed, or the process died.
             RuntimeError: Something else went wrong there; its traceback is the message.
-            Stopped: `stop` said so while this waited.
+            RolloutInterrupted: `stop` said so while this waited.
         """
-        if not self.busy:
+        if not self.pending:
             return None
         try:
             if self._sending and self._sending.done():
@@ -195,7 +195,7 @@ class RolloutsBeside(Rollouts):
                 if not wait:
                     return None
                 if stop():
-                    raise Stopped
+                    raise RolloutInterrupted
             answer = self._pipe.recv()
         except (EOFError, OSError) as error:
             self._process.join(5)
@@ -203,8 +203,8 @@ class RolloutsBeside(Rollouts):
                 f"The process that collects episodes died (exit code {self._process.exitcode}; too little memory?); "
                 "set online.do_rollout_async=false to see it here."
             ) from error
-        self.busy = False
-        if isinstance(answer, Collected):
+        self.pending = False
+        if isinstance(answer, RolloutResult):
             return answer
         kind, text = answer
         raise UserError(text) if kind == "user" else RuntimeError(f"Collecting episodes failed:\n{text}")
@@ -220,7 +220,7 @@ class RolloutsBeside(Rollouts):
 
 def _work(
     pipe: Connection,
-    crew: Crew,
+    crew: VectorEnvFactory,
     policy: Policy,
     normalizer: Normalizer,
     device: str,
@@ -243,8 +243,8 @@ def _work(
             vector = vector or crew.open()
             # Nothing comes while episodes run, so that what can be read is the end of the training process.
             episodes = crew.run(vector, agent, seeds, stop=pipe.poll)
-            pipe.send(Collected(episodes, step, time.perf_counter() - began))
-        except (EOFError, ConnectionError, Stopped):  # training is over
+            pipe.send(RolloutResult(episodes, step, time.perf_counter() - began))
+        except (EOFError, ConnectionError, RolloutInterrupted):  # training is over
             break
         except UserError as error:
             pipe.send(("user", str(error)))

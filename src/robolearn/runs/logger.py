@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from robolearn.runs.wandb_logger import WandbRun
+from robolearn.runs.wandb_logger import WandbLogger
 from robolearn.system.files import write_text
 
 MAX_FRAMES, MAX_WIDTH = 100, 480
@@ -27,14 +27,16 @@ class Logger:
         wandb: Makes the run on Weights & Biases, given the run's folder; None where there is none.
     """
 
-    def __init__(self, folder: Path, tensorboard: bool = True, wandb: Callable[[Path], WandbRun] | None = None) -> None:
+    def __init__(
+        self, folder: Path, tensorboard: bool = True, wandb: Callable[[Path], WandbLogger] | None = None
+    ) -> None:
         self.metrics = folder / "metrics.jsonl"
         self.events = folder / "tensorboard"
         self.tensorboard = tensorboard
         self.wandb = wandb(folder) if wandb else None
         self._writer: Any = None
 
-    def rewind(self, step: int) -> dict[str, float] | None:
+    def truncate_after(self, step: int) -> dict[str, float] | None:
         """Forget what a killed run wrote beyond this step, so that every step comes to be there once.
 
         Returns:
@@ -119,13 +121,13 @@ class Logger:
         return self._writer
 
 
-class Unheard(Logger):
+class NullLogger(Logger):
     """Writes nothing: the logger of a process beside the one that tells."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder, tensorboard=False)
 
-    def rewind(self, step: int) -> None:
+    def truncate_after(self, step: int) -> None:
         """Leave what another process wrote."""
 
     def scalars(self, step: int, scalars: Mapping[str, float]) -> None:

@@ -23,14 +23,14 @@ import yaml
 
 from robolearn.errors import UserError
 from robolearn.system import slurm
-from robolearn.system.files import telling_of_a_full_disk, write_json, write_text
+from robolearn.system.files import disk_full_as_user_error, write_json, write_text
 
 log = logging.getLogger(__name__)
 
 State = Literal["running", "interrupted", "finished", "failed"]
 
 # A run may go on with other values of these; any other difference would make it another run.
-MAY_CHANGE = (
+MUTABLE_KEYS = (
     "offline.steps",
     "online.steps",
     "log_freq",
@@ -142,7 +142,7 @@ class Run:
         beat.start()
         end: tuple[State, str | None] = ("finished", None)
         try:
-            with telling_of_a_full_disk(self.folder):
+            with disk_full_as_user_error(self.folder):
                 yield
         except (SystemExit, KeyboardInterrupt):
             end = ("interrupted", None)
@@ -181,7 +181,7 @@ class Run:
             "error": error,
             "host": socket.gethostname(),
             "pid": os.getpid(),
-            "job": slurm.own_job(),
+            "job": slurm.current_job_id(),
             "since": self._since,
             "time": time.time(),
         }
@@ -201,13 +201,13 @@ def status(folder: Path) -> dict[str, Any] | None:
         return None
 
 
-def is_done(folder: Path, steps: int) -> bool:
+def is_finished(folder: Path, steps: int) -> bool:
     """Whether the run of a folder came to its last step."""
     found = status(folder)
     return bool(found and found["state"] == "finished" and found["step"] >= steps)
 
 
-def recorded(folder: Path, metric: str) -> float | None:
+def last_metric(folder: Path, metric: str) -> float | None:
     """The last value of an evaluation scalar in a run's ``metrics.jsonl``."""
     value = None
     file = folder / "metrics.jsonl"
@@ -220,7 +220,7 @@ def differences(recorded: Mapping[str, Any], config: Mapping[str, Any]) -> list[
     """(key, recorded value, new value) of every leaf that differs and may not."""
     old, new = flatten(recorded), flatten(config)
     keys = [*old, *(key for key in new if key not in old)]
-    free = tuple(f"{key}." for key in MAY_CHANGE)
+    free = tuple(f"{key}." for key in MUTABLE_KEYS)
     return [
         (key, old.get(key, "absent"), new.get(key, "absent"))
         for key in keys

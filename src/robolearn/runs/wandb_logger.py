@@ -22,7 +22,7 @@ Mode = Literal["online", "offline", "disabled"]
 INSTALL = "pip install 'wandb>=0.19'"
 
 
-class WandbRun:
+class WandbLogger:
     """Sends a run's scalars, videos and configuration to Weights & Biases, and at its end the model.
 
     A run that goes on after an interruption goes on there too: its id lies in ``wandb/run_id`` of the run's folder.

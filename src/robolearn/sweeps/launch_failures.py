@@ -10,7 +10,7 @@ from robolearn.system.files import write_json
 FOLDER = ".not_begun"
 
 
-def note(sweep: Path, run: Path, overrides: Sequence[str], error: str, log: Path) -> None:
+def record(sweep: Path, run: Path, overrides: Sequence[str], error: str, log: Path) -> None:
     """Note what ended a run's job.
 
     Args:
@@ -30,7 +30,7 @@ def forget(sweep: Path, run: Path) -> None:
     _file(sweep, run).unlink(missing_ok=True)
 
 
-def noted(sweep: Path) -> Iterator[dict[str, Any]]:
+def read(sweep: Path) -> Iterator[dict[str, Any]]:
     """What is noted of a sweep's runs."""
     for file in sorted(sweep.glob(f"{FOLDER}/*.json")):
         yield json.loads(file.read_text())

@@ -17,7 +17,7 @@ import yaml
 from robolearn.config.run_name import canonical
 from robolearn.errors import UserError, did_you_mean
 from robolearn.runs.run import holds_run, status
-from robolearn.sweeps.launch_failures import noted
+from robolearn.sweeps import launch_failures
 from robolearn.system import slurm
 
 LOST_AFTER_S = 60.0
@@ -128,7 +128,7 @@ def read(folder: Path, metric: str | None = None, minimize: bool = False) -> Swe
     """
     folders = list(_run_folders(folder, DEPTH)) if folder.is_dir() else []
     planned = _planned(folder / "multirun.yaml")
-    if not folders and not planned and not any(noted(folder)):
+    if not folders and not planned and not any(launch_failures.read(folder)):
         raise UserError(_nothing(folder))
     lines = {path: metric_lines(path) for path in folders}
     if metric is None:
@@ -136,7 +136,7 @@ def read(folder: Path, metric: str | None = None, minimize: bool = False) -> Swe
     elif "/" not in metric:
         metric = f"eval/{metric}"
     _check_metric(metric, lines.values())
-    queue = slurm.queued() if slurm.is_here() else None
+    queue = slurm.queue() if slurm.is_available() else None
     sign = 1 if minimize else -1
     runs = [_run(path, lines[path], metric, sign, queue) for path in folders]
     begun = [run.overrides for run in runs]
@@ -279,7 +279,7 @@ def _died_before(folder: Path) -> list[SweepRun]:
     """Runs whose jobs ended before they had a folder."""
     return [
         SweepRun(Path(each["folder"]), canonical(each["overrides"]), "failed", error=each["error"], log=log)
-        for each in noted(folder)
+        for each in launch_failures.read(folder)
         for log in [Path(each["log"])]
     ]
 

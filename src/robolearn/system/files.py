@@ -39,7 +39,7 @@ def write_json(path: Path, content: Any) -> None:
 
 
 @contextmanager
-def whole_file(path: Path) -> Iterator[Path]:
+def atomic_file(path: Path) -> Iterator[Path]:
     """A file to fill, which takes its name only once it is on disk; until then its old content stays.
 
     Only one process may write to `path` at a time; what one that was killed has left is overwritten.
@@ -63,7 +63,7 @@ def link(path: Path, target: str) -> None:
 
 
 @contextmanager
-def whole_folder(path: Path) -> Iterator[Path]:
+def atomic_dir(path: Path) -> Iterator[Path]:
     """A folder to fill, which takes its name only once all its files are on disk.
 
     Yields:
@@ -95,7 +95,7 @@ def whole_folder(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def telling_of_a_full_disk(path: Path) -> Iterator[None]:
+def disk_full_as_user_error(path: Path) -> Iterator[None]:
     """Make a sentence of an error that comes from a full disk; other errors pass.
 
     Raises:

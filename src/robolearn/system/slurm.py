@@ -11,18 +11,18 @@ from robolearn.errors import UserError
 PATIENCE_S = 30
 
 
-def own_job() -> str | None:
+def current_job_id() -> str | None:
     """The id of the job this process runs in, as squeue shows it: ``7`` or, in an array, ``12_3``."""
     array, index = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
     return f"{array}_{index}" if array and index else os.environ.get("SLURM_JOB_ID")
 
 
-def is_here() -> bool:
+def is_available() -> bool:
     """Whether jobs can be submitted from this machine."""
     return shutil.which("sbatch") is not None and shutil.which("srun") is not None
 
 
-def queued() -> dict[str, str] | None:
+def queue() -> dict[str, str] | None:
     """The state of each of this user's jobs that waits or runs, by its id; None where SLURM does not answer."""
     told = _ask("squeue", "--noheader", "--array", "--me", "--format=%i %T")
     return None if told is None else dict(line.split(maxsplit=1) for line in told.splitlines() if line.strip())
@@ -34,7 +34,7 @@ def partitions() -> list[str]:
     return [name.rstrip("*") for name in sorted(set(told), key=lambda name: (not name.endswith("*"), name))]
 
 
-def largest_array() -> int:
+def max_array_size() -> int:
     """How many jobs an array may have; SLURM's default where it does not say."""
     found = re.search(r"MaxArraySize *= *(\d+)", _ask("scontrol", "show", "config") or "")
     return max(1, int(found[1])) if found else 1001
@@ -50,7 +50,7 @@ def check_request(launcher: Mapping[str, object]) -> None:
         UserError: There is no SLURM here or it does not answer, no such partition, or no node that has what is asked
             for.
     """
-    if not is_here():
+    if not is_available():
         raise UserError(
             "hydra/launcher: SLURM's commands are not found here; start the sweep where sbatch works, or run its jobs "
             "on this machine with hydra/launcher=local."

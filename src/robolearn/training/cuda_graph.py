@@ -16,7 +16,7 @@ Scalars = list[dict[str, Tensor]]
 Function = Callable[[Sequence[Batch]], list[dict[str, Tensor]]]
 
 
-class Captured:
+class CudaGraphed:
     """Calls a function of batches as usual a few times, then captures it and replays the capture.
 
     The first calls are no rehearsal: they count like those that follow, because a capture runs nothing. Random numbers
@@ -32,9 +32,11 @@ class Captured:
         keep: Graphs kept, of the latest keys and shapes.
     """
 
-    def __init__(self, function: Function, name: str, required: bool = False, warmup: int = 3, keep: int = 1) -> None:
+    def __init__(
+        self, function: Function, name: str, required: bool = False, warmup: int = 3, max_graphs: int = 1
+    ) -> None:
         self.function, self.name, self.required = function, name, required
-        self.warmup, self.keep = warmup, keep
+        self.warmup, self.keep = warmup, max_graphs
         self._graphs: OrderedDict[Hashable, _Graph | int] = OrderedDict()  # a number counts the calls before
         self._gives_up = False
 

@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from robolearn.distributed.world import Ranks
+from robolearn.distributed.world import World
 from robolearn.errors import UserError
 
 
-class Meter:
+class TrainMetrics:
     """Sums scalars on the device between two readings, and the time and samples that went by.
 
     Args:
@@ -20,9 +20,9 @@ class Meter:
         ranks: The processes that train together, whose means are read.
     """
 
-    def __init__(self, device: torch.device, ranks: Ranks | None = None) -> None:
+    def __init__(self, device: torch.device, ranks: World | None = None) -> None:
         self.device = device
-        self.ranks = ranks or Ranks()
+        self.ranks = ranks or World()
         self.sums: dict[str, Tensor] = {}
         self.counts: dict[str, int] = {}
         self.samples = 0
@@ -38,14 +38,14 @@ class Meter:
         self._since = time.perf_counter()
 
     @contextmanager
-    def waiting(self) -> Iterator[None]:
+    def data_wait(self) -> Iterator[None]:
         """Time spent in the block is waiting for data."""
         begin = time.perf_counter()
         yield
         self.waited += time.perf_counter() - begin
 
     @contextmanager
-    def paused(self) -> Iterator[None]:
+    def exclude(self) -> Iterator[None]:
         """Time spent in the block is not training and counts nowhere."""
         begin = time.perf_counter()
         yield
@@ -76,7 +76,9 @@ class Meter:
         self.check_finite(step)
         names = list(self.sums)
         # One transfer for all of them.
-        values = self.ranks.mean(torch.stack([self.sums[n].float() for n in names])).tolist() if names else []
+        values = (
+            self.ranks.all_reduce_mean(torch.stack([self.sums[n].float() for n in names])).tolist() if names else []
+        )
         scalars = {f"train/{n}": v / self.counts[n] for n, v in zip(names, values, strict=True)}
         seconds = time.perf_counter() - (self._since or time.perf_counter())
         if seconds > 0:
@@ -93,7 +95,7 @@ class Meter:
         Raises:
             UserError: It was; the message names the update.
         """
-        bad = self.ranks.largest(int(self._bad))
+        bad = self.ranks.all_reduce_max(int(self._bad))
         if bad >= 0:
             updates = max(1, self.counts.get("grad_norm", 1))
             first = step - updates + 1 + (bad - 1) * updates // max(1, self._added)
@@ -114,7 +116,7 @@ class Meter:
     def state_dict(self) -> dict[str, Any]:
         """The sums not read yet, as means over the processes; clocks start anew in a resumed run."""
         return {
-            "sums": {name: self.ranks.mean(value) for name, value in self.sums.items()},
+            "sums": {name: self.ranks.all_reduce_mean(value) for name, value in self.sums.items()},
             "counts": dict(self.counts),
             "added": self._added,
         }

@@ -8,11 +8,17 @@ from typing import Any, Literal
 
 from robolearn.agent import Agent
 from robolearn.data.replay_buffer import ReplayBuffer
-from robolearn.envs.factory import Simulator
+from robolearn.envs.factory import EnvFactory
 from robolearn.errors import UserError
 from robolearn.policies.base import Policy
 from robolearn.rollouts.evaluation import summary
-from robolearn.rollouts.workers import Collected, Crew, Rollouts, RolloutsBeside, RolloutsHere
+from robolearn.rollouts.workers import (
+    AsyncRolloutWorker,
+    RolloutResult,
+    RolloutWorker,
+    SyncRolloutWorker,
+    VectorEnvFactory,
+)
 from robolearn.types import Spec
 
 log = logging.getLogger(__name__)
@@ -121,7 +127,7 @@ class Online:
             )
 
     def collector(
-        self, env: Simulator, policy: Policy, spec: Spec, folder: Path, agent: Agent, offline_steps: int
+        self, env: EnvFactory, policy: Policy, spec: Spec, folder: Path, agent: Agent, offline_steps: int
     ) -> "Collector":
         """What collects in the phase.
 
@@ -134,10 +140,10 @@ class Online:
             offline_steps: Updates before the phase.
         """
         assert self.buffer_capacity is not None
-        crew = Crew(env, self.rollout_batch_size, self.use_async_envs)
+        crew = VectorEnvFactory(env, self.rollout_batch_size, self.use_async_envs)
         replay = ReplayBuffer(folder / "replay", spec, self.buffer_capacity, agent.device, policy.drop_n_last_frames)
         # Last, since it starts a process: a full disk has been told before.
-        rollouts = RolloutsBeside(crew, agent) if self.do_rollout_async else RolloutsHere(crew)
+        rollouts = AsyncRolloutWorker(crew, agent) if self.do_rollout_async else SyncRolloutWorker(crew)
         return Collector(self, offline_steps, rollouts, replay, self.kept(policy))
 
 
@@ -153,7 +159,12 @@ class Collector:
     """
 
     def __init__(
-        self, phase: Online, begins: int, rollouts: Rollouts, replay: ReplayBuffer, keep: Literal["all", "successful"]
+        self,
+        phase: Online,
+        begins: int,
+        rollouts: RolloutWorker,
+        replay: ReplayBuffer,
+        keep: Literal["all", "successful"],
     ) -> None:
         self.phase, self.begins, self.rollouts, self.replay, self.keep = phase, begins, rollouts, replay, keep
         self.episodes = 0
@@ -168,7 +179,7 @@ class Collector:
         wait for the first `buffer_seed_size` frames stops training.
 
         Raises:
-            Stopped: `stop` said so during a rollout.
+            RolloutInterrupted: `stop` said so during a rollout.
             UserError: A simulator failed.
         """
         scalars = self._take(step, wait=False, stop=stop)
@@ -176,7 +187,7 @@ class Collector:
             return scalars
         assert self.phase.env_seed is not None
         while True:
-            if not self.rollouts.busy:
+            if not self.rollouts.pending:
                 self.rollouts.start(step, agent(), self._seeds(), stop)
                 self.episodes += self.phase.rollout_n_episodes
             self.started_at = step
@@ -194,7 +205,7 @@ class Collector:
         The run's last checkpoint is older than its episodes; a run that goes on with more updates finds them as files.
 
         Raises:
-            Stopped: `stop` said so meanwhile; its episodes are lost.
+            RolloutInterrupted: `stop` said so meanwhile; its episodes are lost.
             UserError: A simulator failed.
         """
         return self._take(step, wait=True, stop=stop)
@@ -210,7 +221,7 @@ class Collector:
         return list(range(first, first + self.phase.rollout_n_episodes))
 
     def _take(self, step: int, wait: bool, stop: Callable[[], bool]) -> dict[str, float]:
-        collected = self.rollouts.take(wait, stop)
+        collected = self.rollouts.get(wait, stop)
         if collected is None:
             return {}
         kept = [episode for episode in collected.episodes if self.keep == "all" or episode.success]
@@ -258,10 +269,10 @@ class Collector:
         """Checkpoints of these steps are there; no others' episodes are needed any more."""
         self._needed = {step: first for step, first in self._needed.items() if step in steps}
         if self._needed:
-            self.replay.forget(min(self._needed.values()))
+            self.replay.prune(min(self._needed.values()))
 
 
-def _figures(collected: Collected, step: int) -> dict[str, float]:
+def _figures(collected: RolloutResult, step: int) -> dict[str, float]:
     """How a rollout went."""
     frames = sum(len(episode) for episode in collected.episodes)
     return summary(collected.episodes) | {

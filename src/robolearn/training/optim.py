@@ -13,7 +13,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from robolearn.errors import UserError
 
 
-def merge_options(
+def build_param_groups(
     groups: Mapping[str, list[nn.Parameter]], options: Mapping[str, Mapping[str, Any]]
 ) -> list[dict[str, Any]]:
     """Groups for a torch optimizer, with the options the user gave some of them by name.
@@ -39,7 +39,7 @@ def is_capturable(optimizer: Optimizer) -> bool:
     return all("capturable" in group or group.get("fused") for group in optimizer.param_groups)
 
 
-def make_capturable(optimizer: Optimizer, device: torch.device) -> None:
+def to_capturable(optimizer: Optimizer, device: torch.device) -> None:
     """Keep on the device what an optimizer's step reads, so that a captured step follows the learning rate."""
     for group in optimizer.param_groups:
         if "capturable" in group:
@@ -51,7 +51,7 @@ def make_capturable(optimizer: Optimizer, device: torch.device) -> None:
             state["step"] = state["step"].to(device)
 
 
-def portable_state(optimizer: Optimizer) -> dict[str, Any]:
+def optimizer_state_dict(optimizer: Optimizer) -> dict[str, Any]:
     """The state to save, the same whether steps were captured or not."""
     state = optimizer.state_dict()
     groups = []
@@ -67,7 +67,7 @@ def constant(optimizer: Optimizer, num_training_steps: int) -> LambdaLR:
     return LambdaLR(optimizer, lambda step: 1.0)
 
 
-def diffuser(
+def diffusers_schedule(
     optimizer: Optimizer,
     num_training_steps: int,
     name: str = "cosine",

@@ -9,10 +9,10 @@ from typing import Any
 
 Handler = Callable[[int, FrameType | None], Any]
 
-ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
+TERMINATION_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 
 
-class Interrupts:
+class GracefulShutdown:
     """While open, SIGTERM, SIGINT, SIGUSR1 and SIGUSR2 only set `pending`; a second SIGINT ends the process at once.
 
     Must be opened in the main thread, as Python's signal handlers must.
@@ -29,8 +29,8 @@ class Interrupts:
         self.pending: int | None = None
         self._previous: dict[int, Any] = {}
 
-    def __enter__(self) -> "Interrupts":
-        self._previous = {number: signal.signal(number, self._remember) for number in ENDING}
+    def __enter__(self) -> "GracefulShutdown":
+        self._previous = {number: signal.signal(number, self._remember) for number in TERMINATION_SIGNALS}
         return self
 
     def __exit__(
@@ -39,7 +39,7 @@ class Interrupts:
         for number, handler in self._previous.items():
             signal.signal(number, handler if handler is not None else signal.SIG_DFL)
 
-    def deliver(self) -> None:
+    def reraise(self) -> None:
         """Hand the remembered signal to the handler that was there before (submitit requeues in its own).
 
         Returns only when that handler does, which means it wants the run to go on. Where there was none, exits with

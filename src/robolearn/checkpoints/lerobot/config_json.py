@@ -15,7 +15,7 @@ KINDS = ("act", "diffusion", "pi0", "tdmpc", "vqbet")
 """LeRobot's types of policies that can be read; each is also the name of an option of the group policy."""
 
 # Fields that say nothing about what a policy computes, or belong to optimizer, schedule and features here.
-ELSEWHERE = re.compile(
+IGNORED_FIELDS = re.compile(
     r"type|input_features|output_features|normalization_mapping|optimizer_.*|scheduler_.*|device|use_amp"
     r"|mlp_hidden_dim|push_to_hub|repo_id|private|tags|license|pretrained_path|pretrained_revision"
     r"|compile_model|compile_mode|crop_ratio|pretrained_backbone_weights|gradient_checkpointing"
@@ -24,7 +24,7 @@ ELSEWHERE = re.compile(
 FIXED: dict[str, Any] = {"resize_shape": None, "use_peft": False, "rtc_config": None}
 
 # What the weights were made for and shows when acting, so that a checkpoint acts as it does at LeRobot.
-ACTS: dict[str, dict[str, Any]] = {
+INFERENCE_OVERRIDES: dict[str, dict[str, Any]] = {
     "diffusion": {"final_n_groups": 8},
     "pi0": {"loss_over_padded_dims": True},  # its noise has no zeros either
     "tdmpc": {"q_draws_with_replacement": True, "warm_start_shift": 1},
@@ -33,7 +33,7 @@ ACTS: dict[str, dict[str, Any]] = {
 # The options of the groups optimizer and scheduler that LeRobot's presets change.
 PRESETS = {
     "act": ("adamw", "constant"),
-    "diffusion": ("adam", "diffuser"),
+    "diffusion": ("adam", "diffusers"),
     "pi0": ("adamw", "cosine_decay_with_warmup"),
     "tdmpc": ("adam", "constant"),
     "vqbet": ("adam", "vqbet"),
@@ -51,13 +51,18 @@ SCHEDULES = {
 
 MODES = ("MEAN_STD", "MIN_MAX", "IDENTITY")
 # In 2024 config.json told no type; what only one of them had.
-SIGNS = {"act": "n_vae_encoder_layers", "diffusion": "down_dims", "tdmpc": "cem_iterations", "vqbet": "vqvae_n_embed"}
+TYPE_MARKERS = {
+    "act": "n_vae_encoder_layers",
+    "diffusion": "down_dims",
+    "tdmpc": "cem_iterations",
+    "vqbet": "vqvae_n_embed",
+}
 
 PREPROCESSOR, POSTPROCESSOR = "policy_preprocessor.json", "policy_postprocessor.json"
 # Steps that move, batch or tokenise what is done elsewhere here; the last two where they are switched off.
 STEPS = {"to_batch_processor", "device_processor", "normalizer_processor", "unnormalizer_processor"}
 STEPS |= {"rename_observations_processor", "tokenizer_processor", "pi0_new_line_processor"}
-SWITCHED = {"relative_actions_processor", "absolute_actions_processor", "delta_actions_processor"}
+OPTIONAL_STEPS = {"relative_actions_processor", "absolute_actions_processor", "delta_actions_processor"}
 
 
 def read(folder: Path) -> dict[str, Any]:
@@ -104,7 +109,7 @@ def policy_options(config: Mapping[str, Any], where: str = "config.json") -> dic
     """
     kind = config["type"]
     known = yaml.safe_load((conf_dir() / "policy" / f"{kind}.yaml").read_text())["policy"]
-    options = {key: value for key, value in config.items() if not ELSEWHERE.fullmatch(key) and key not in FIXED}
+    options = {key: value for key, value in config.items() if not IGNORED_FIELDS.fullmatch(key) and key not in FIXED}
     for key, value in FIXED.items():
         if config.get(key, value) != value:
             raise UserError(f"{where}: {key}={json.dumps(config[key])} is not supported; only {json.dumps(value)} is.")
@@ -118,7 +123,7 @@ def policy_options(config: Mapping[str, Any], where: str = "config.json") -> dic
         options["drop_n_last_frames"] = None
     if mapping := config.get("normalization_mapping"):
         options["normalization_mapping"] = {k: mapping.get(k, "IDENTITY") for k in ("VISUAL", "STATE", "ENV", "ACTION")}
-    return {**options, **ACTS.get(kind, {})}
+    return {**options, **INFERENCE_OVERRIDES.get(kind, {})}
 
 
 def optimizer_options(config: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
@@ -160,7 +165,7 @@ def _steps(folder: Path) -> list[dict[str, Any]]:
     for file in (folder / PREPROCESSOR, folder / POSTPROCESSOR):
         for step in _json(file).get("steps", []) if file.is_file() else []:
             name, options = step.get("registry_name") or step.get("class"), step.get("config") or {}
-            if name not in STEPS and not (name in SWITCHED and not options.get("enabled", True)):
+            if name not in STEPS and not (name in OPTIONAL_STEPS and not options.get("enabled", True)):
                 raise UserError(f"{file}: the step '{name}' changes what the policy sees and is not supported here.")
             if options.get("rename_map"):
                 raise UserError(
@@ -201,7 +206,7 @@ def _check_features(file: Path, name: str, features: Any) -> None:
 
 def _from_2024(file: Path, config: dict[str, Any]) -> dict[str, Any]:
     """Bring a config.json of 2024, with shapes and modes by key and without a type, to the later form."""
-    kind = next((kind for kind, sign in SIGNS.items() if sign in config), None)
+    kind = next((kind for kind, sign in TYPE_MARKERS.items() if sign in config), None)
     new = {key: value for key, value in config.items() if not re.fullmatch(r"(input|output)_\w+(shapes|modes)", key)}
     new = {key: value for key, value in new.items() if key not in ("input_shapes", "output_shapes")}
     shapes = {**config["input_shapes"], **config.get("output_shapes", {})}

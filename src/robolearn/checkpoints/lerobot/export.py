@@ -11,11 +11,11 @@ from typing import Any
 from safetensors.torch import save_file
 
 from robolearn.checkpoints.lerobot import config_json, weights
-from robolearn.checkpoints.locate import WEIGHTS, is_lerobots, policy_node, read_run, tokenizer_steps
+from robolearn.checkpoints.locate import WEIGHTS, is_lerobot_checkpoint, policy_node, read_run, tokenizer_steps
 from robolearn.errors import UserError
 from robolearn.normalize import Normalizer
 from robolearn.policies.base import Policy
-from robolearn.system.files import whole_folder, write_json
+from robolearn.system.files import atomic_dir, write_json
 from robolearn.types import Feature, Spec
 
 log = logging.getLogger(__name__)
@@ -66,8 +66,8 @@ def export(folder: Path, out: Path, policy: Policy, normalizer: Normalizer, spec
     config = to_config_json(kind, node, policy, spec) | _training(kind, folder)
     tokenized = kind != "vqbet" or tokenizer_steps(folder, node["n_vqvae_training_steps"]) == 0
     separate = bool(node.get("use_separate_rgb_encoder_per_camera"))
-    state = weights.exported(kind, policy, normalizer, tokenized, separate)
-    with whole_folder(out) as temporary:
+    state = weights.to_lerobot(kind, policy, normalizer, tokenized, separate)
+    with atomic_dir(out) as temporary:
         write_json(temporary / "config.json", config)
         save_file(state, temporary / WEIGHTS, {"format": "pt", **TIED.get(kind, {})})
         if kind != "pi0":  # LeRobot's from 0.4 on is another implementation, which reads no such weights
@@ -109,7 +109,7 @@ def _check_acts(kind: str, node: Mapping[str, Any]) -> None:
 
 def _training(kind: str, folder: Path) -> dict[str, Any]:
     """The fields of optimizer and schedule, where LeRobot's preset is of the same kind."""
-    if is_lerobots(folder):
+    if is_lerobot_checkpoint(folder):
         config = config_json.read(folder)
         return {k: v for k, v in config.items() if k.startswith(("optimizer_", "scheduler_"))}
     run, fields = read_run(folder), {}

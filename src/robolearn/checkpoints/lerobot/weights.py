@@ -86,13 +86,13 @@ def spec_of(config: Mapping[str, Any], fps: float = 1.0) -> Spec:
     return Spec(observation, Feature("ACTION", tuple(config["output_features"]["action"]["shape"])), fps)
 
 
-def translated(kind: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def to_robolearn(kind: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """A LeRobot state dict without its constants under our names, which begin with ``policy.`` or ``normalizer.``."""
     places = {name: place for name in state if (place := rename(kind)(name))}
     return {".".join(place): state[name] for name, place in places.items()}
 
 
-def processed_statistics(files: Iterable[Path]) -> dict[str, Tensor]:
+def load_processor_stats(files: Iterable[Path]) -> dict[str, Tensor]:
     """The statistics of LeRobot's processor files under our names; the last file's count."""
     found = {}
     for file in files:
@@ -102,7 +102,7 @@ def processed_statistics(files: Iterable[Path]) -> dict[str, Tensor]:
     return found
 
 
-def exported(
+def to_lerobot(
     kind: str, policy: Policy, normalizer: Normalizer, tokenized: bool = True, separate_encoders: bool = False
 ) -> dict[str, Tensor]:
     """A LeRobot state dict of a policy and its normaliser, the statistics and constants included.

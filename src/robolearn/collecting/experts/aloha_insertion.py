@@ -31,8 +31,8 @@ class AlohaInsertionDemonstrator(AlohaDemonstrator):
 def lift(scene: Scene, shift: np.ndarray) -> Ways:
     """Pick both up."""
     pitch = PITCH + 0.1 * shift[2]
-    left = pick(scene.thing("socket")[0], 0.03 + 0.003 * shift[1], pitch)
-    return left, pick(scene.thing("peg")[0], 0.022 + 0.002 * shift[0], pitch)
+    left = pick(scene.body_pose("socket")[0], 0.03 + 0.003 * shift[1], pitch)
+    return left, pick(scene.body_pose("peg")[0], 0.022 + 0.002 * shift[0], pitch)
 
 
 def line_up(scene: Scene, shift: np.ndarray) -> Ways:
@@ -65,7 +65,7 @@ def _aligned(scene: Scene, shift: np.ndarray) -> tuple[np.ndarray, np.ndarray, t
 
     Both parts may have moved in the fingers; the right hand makes up for it.
     """
-    (peg, turned), (socket, axes) = scene.thing("peg"), scene.thing("socket")
+    (peg, turned), (socket, axes) = scene.body_pose("peg"), scene.body_pose("socket")
     slip = (socket - scene.fingertips("left")) - (peg - scene.fingertips("right"))
     axis = axes[:, 0]
     left = np.array([*MIDDLE, HEIGHT]) - APART / 2 * axis

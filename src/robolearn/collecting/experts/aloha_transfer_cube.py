@@ -40,14 +40,14 @@ class AlohaTransferCubeDemonstrator(AlohaDemonstrator):
 
 def offer(scene: Scene, shift: np.ndarray) -> Ways:
     """Pick the cube up and hold it where the left hand waits."""
-    place = scene.thing("box")[0] + (0.004 * shift[0], 0, 0)
+    place = scene.body_pose("box")[0] + (0.004 * shift[0], 0, 0)
     left = [Waypoint(110, (MIDDLE[0] - 0.13, MIDDLE[1], HEIGHT), 0.0, OPEN, roll=SIDE)]
     return left, [*pick(place, 0.024 + 0.003 * shift[1], PICK), Waypoint(45, (*MIDDLE, HEIGHT), GIVE, CLOSED)]
 
 
 def take(scene: Scene, shift: np.ndarray) -> Ways:
     """Come in beside the right fingers, as the cube lies in them, and close."""
-    box, turned = scene.thing("box")
+    box, turned = scene.body_pose("box")
     # Where the cube will be once the right arm, which lags behind its target, has come to rest.
     x, y, z = box - scene.fingertips("right") + (*MIDDLE, HEIGHT)
     pitch = pitch_of(turned) + 0.1 * shift[2]

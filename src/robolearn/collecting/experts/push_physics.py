@@ -44,7 +44,7 @@ class State:
         return State(agent, (0.0, 0.0), self.block, self.angle, (0.0, 0.0), 0.0)
 
 
-class Outline:
+class BlockShape:
     """The T's corners, and how far it is from its goal.
 
     Attributes:
@@ -87,7 +87,7 @@ class Outline:
         return goal - self.place(self.corners, state.block, state.angle)
 
 
-class Sandbox:
+class SimulatedPush:
     """A second PushT, to try pushes in; steps as the first one does, without images and rewards."""
 
     def __init__(self, pusht: Any) -> None:

@@ -10,7 +10,7 @@ from shapely.geometry import Point, Polygon
 
 from robolearn.collecting.experts.expert import Demonstrator
 from robolearn.collecting.experts.path_planning import Way, shortest_way
-from robolearn.collecting.experts.push_physics import RADIUS, SUBSTEPS, Outline, Sandbox, State
+from robolearn.collecting.experts.push_physics import RADIUS, SUBSTEPS, BlockShape, SimulatedPush, State
 from robolearn.errors import UserError
 
 BOUNDS = (17.0, 17.0, 495.0, 495.0)
@@ -90,8 +90,8 @@ class PushTDemonstrator(Demonstrator):
     def reset(self, rng: np.random.Generator) -> None:
         """Forget the last episode; each push is planned when its turn comes, and leaves nothing to chance."""
         pusht = self.env.unwrapped
-        self.sandbox = Sandbox(pusht)
-        self.outline = Outline(pusht)
+        self.sandbox = SimulatedPush(pusht)
+        self.outline = BlockShape(pusht)
         block = self.sandbox.block
         self._inertia = block.moment / block.mass
         self._cog = np.array(tuple(block.center_of_gravity))

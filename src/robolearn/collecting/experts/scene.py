@@ -36,12 +36,12 @@ class Scene:
         """Joints and grippers of both arms now, (14,), as actions are given."""
         return self._env.task.get_qpos(self._physics)
 
-    def thing(self, name: str) -> tuple[np.ndarray, np.ndarray]:
+    def body_pose(self, name: str) -> tuple[np.ndarray, np.ndarray]:
         """Where a body is now, (3,) in m, and how it is turned, (3, 3)."""
         data = self._physics.named.data
         return data.xpos[name].copy(), data.xmat[name].reshape(3, 3).copy()
 
     def fingertips(self, side: Side) -> np.ndarray:
         """Where the point between a hand's fingertips is now, (3,) in m; arms lag behind their targets a little."""
-        place, turned = self.thing(f"vx300s_{side}/gripper_link")
+        place, turned = self.body_pose(f"vx300s_{side}/gripper_link")
         return place + GRIPPER_TO_FINGERTIP * turned[:, 0]

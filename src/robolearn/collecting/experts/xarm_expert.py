@@ -27,7 +27,7 @@ SMOOTH = 0.2
 
 
 @dataclass(frozen=True)
-class Flaws:
+class Perturbation:
     """What goes wrong in an episode.
 
     Attributes:
@@ -45,9 +45,9 @@ class Flaws:
     slowness: float = 1.0
 
     @staticmethod
-    def draw(rng: np.random.Generator) -> "Flaws":
+    def draw(rng: np.random.Generator) -> "Perturbation":
         """An episode of the medium level: about every second one fails, each in its own way."""
-        return Flaws(
+        return Perturbation(
             aim=rng.normal(0, [0.016, 0.016, 0.01]),
             grip=int(rng.integers(5, 14)),
             slip=float(rng.uniform(0.01, 0.13)) if rng.random() < 0.3 else np.inf,
@@ -86,7 +86,7 @@ class XarmLiftDemonstrator(Demonstrator):
             rng: Draws the flaws of the medium level.
         """
         self._rng = rng
-        self._flaws = Flaws.draw(rng) if self.level == "medium" else Flaws(np.zeros(3))
+        self._flaws = Perturbation.draw(rng) if self.level == "medium" else Perturbation(np.zeros(3))
         self._start = float(self.env.unwrapped.obj[2])  # type: ignore[attr-defined]
         self._motion = np.zeros(3)
         self._stage, self._goal, self._closing = self._above, np.zeros(3), 0

@@ -25,7 +25,7 @@ from robolearn.data.lerobot_format.writer import INDEX_FEATURES, DatasetWriter
 from robolearn.data.video import camera_frames, encode
 from robolearn.data.video.encode import Clip, Encoder
 from robolearn.errors import UserError
-from robolearn.system.files import whole_folder, write_json, write_text
+from robolearn.system.files import atomic_dir, write_json, write_text
 
 log = logging.getLogger(__name__)
 
@@ -55,7 +55,7 @@ def convert(root: Path, out: Path, to: Literal["v2.1", "v3.0"]) -> None:
         raise UserError(f"{root} is in format {to} already; there is nothing to convert.")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} is there already; give the name of a new folder.")
-    with whole_folder(out.absolute()) as folder:
+    with atomic_dir(out.absolute()) as folder:
         (_to_v30 if to == "v3.0" else _to_v21)(meta, folder)
 
 

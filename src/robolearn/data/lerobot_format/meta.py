@@ -33,7 +33,7 @@ class Column:
 
 
 @dataclass(frozen=True)
-class Place:
+class VideoLocation:
     """Where an episode's video lies: a file below the root, and the second of that file where it begins."""
 
     file: str
@@ -47,7 +47,7 @@ class EpisodeMeta:
     index: int
     length: int
     data_file: str
-    videos: dict[str, Place]
+    videos: dict[str, VideoLocation]
 
 
 @dataclass(frozen=True)
@@ -236,7 +236,7 @@ def _episodes_v2(root: Path, info: dict[str, Any], cameras: list[str]) -> Iterat
     for record in read_lines(lines):
         index, length = _count(record, "episode_index", lines), _count(record, "length", lines)
         parts = {"episode_chunk": index // size, "episode_index": index}
-        videos = {key: Place(_path(info, "video_path", path, video_key=key, **parts), 0.0) for key in cameras}
+        videos = {key: VideoLocation(_path(info, "video_path", path, video_key=key, **parts), 0.0) for key in cameras}
         yield EpisodeMeta(index, length, _path(info, "data_path", path, **parts), videos)
 
 
@@ -259,7 +259,7 @@ def _episodes_v3(root: Path, info: dict[str, Any], cameras: list[str]) -> Iterat
             for key in cameras:
                 video = {part: row[f"videos/{key}/{part}"] for part in parts}
                 name = _path(info, "video_path", path, video_key=key, **video)
-                videos[key] = Place(name, float(row[f"videos/{key}/from_timestamp"]))
+                videos[key] = VideoLocation(name, float(row[f"videos/{key}/from_timestamp"]))
             data_file = _path(info, "data_path", path, **places)
             yield EpisodeMeta(_count(row, "episode_index", file), _count(row, "length", file), data_file, videos)
 

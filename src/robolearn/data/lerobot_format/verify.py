@@ -16,7 +16,7 @@ from robolearn.data.lerobot_format.stats import RawStats, parse_stats
 from robolearn.data.video import camera_frames, decode
 from robolearn.errors import UserError
 
-Moments = Mapping[str, np.ndarray]
+RunningStats = Mapping[str, np.ndarray]
 MOMENTS = ("min", "max", "mean", "std")
 NUMBERS_RTOL = 1e-4
 # Recorded from a sample of frames before they were encoded, sometimes from smaller pictures.
@@ -171,7 +171,7 @@ def stats_of_row(row: Mapping[str, Any]) -> RawStats:
     return stats
 
 
-def _compare(where: str, key: str, recorded: Moments, found: Moments) -> Iterator[str]:
+def _compare(where: str, key: str, recorded: RunningStats, found: RunningStats) -> Iterator[str]:
     scale = np.maximum(np.abs(np.asarray(found["max"], float)), np.abs(np.asarray(found["min"], float)))
     for name in MOMENTS:
         if name not in recorded:

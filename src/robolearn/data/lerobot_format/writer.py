@@ -21,7 +21,7 @@ from robolearn.data.lerobot_format.stats import RawStats, aggregate
 from robolearn.data.video import encode as video
 from robolearn.data.video.encode import Clip
 from robolearn.errors import UserError
-from robolearn.system.files import whole_file, write_json
+from robolearn.system.files import atomic_file, write_json
 
 CHUNK_FILE = "chunk-{chunk_index:03d}/file-{file_index:03d}"
 DATA_PATH = f"data/{CHUNK_FILE}.parquet"
@@ -231,7 +231,7 @@ class DatasetWriter:
             old = [row for row in rows[:known] if _place(row, prefix) == place]
             if old:
                 added = [Clip(path, round(old[-1][f"{prefix}/to_timestamp"] * self.fps)), *added]
-            with whole_file(path) as temporary:
+            with atomic_file(path) as temporary:
                 video.join(temporary, added, self.fps)
         if not self.features[camera].get("info"):
             self.features[camera]["info"] = video.describe(self._pending[0].clips[camera], self.fps)
@@ -244,20 +244,20 @@ class DatasetWriter:
         for place, added in by_place.items():
             path = self._path(DATA_PATH, place)
             kept = sum(row["length"] for row in rows[:known] if _place(row, "data") == place)
-            with whole_file(path) as temporary, pq.ParquetWriter(temporary, added[0].schema) as file:
+            with atomic_file(path) as temporary, pq.ParquetWriter(temporary, added[0].schema) as file:
                 if kept:
                     _copy_rows(path, kept, file)
                 for table in added:  # a row group an episode, so that one can be read alone
                     file.write_table(table)
 
     def _write_meta(self, rows: list[dict[str, Any]], tasks: list[str]) -> None:
-        with whole_file(self.root / "meta" / "tasks.parquet") as temporary:
+        with atomic_file(self.root / "meta" / "tasks.parquet") as temporary:
             pq.write_table(_tasks_table(tasks), temporary)
         write_json(self.root / "meta" / "stats.json", _plain(total_stats(rows)))
         places = dict.fromkeys(_place(row, "meta/episodes") for row in rows[len(self.rows) :])
         for place in places:
             of_file = [row for row in rows if _place(row, "meta/episodes") == place]
-            with whole_file(self._path(EPISODES_PATH, place)) as temporary:
+            with atomic_file(self._path(EPISODES_PATH, place)) as temporary:
                 pq.write_table(pa.Table.from_pylist(of_file), temporary)
         self._write_info(rows, tasks)
 
@@ -300,7 +300,7 @@ class DatasetWriter:
             if file not in kept:
                 file.unlink()
         last = _place(self.rows[-1], "meta/episodes")
-        with whole_file(self._path(EPISODES_PATH, last)) as temporary:
+        with atomic_file(self._path(EPISODES_PATH, last)) as temporary:
             of_file = [row for row in self.rows if _place(row, "meta/episodes") == last]
             pq.write_table(pa.Table.from_pylist(of_file), temporary)
         write_json(self.root / "meta" / "stats.json", _plain(total_stats(self.rows)))

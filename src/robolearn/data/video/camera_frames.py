@@ -86,7 +86,7 @@ def _progress(writer: frame_cache.Writer, total: int, key: str) -> Iterator[deco
         yield write
 
 
-def _requests(meta: Meta, table: Table, key: str) -> list[decode.Wanted]:
+def _requests(meta: Meta, table: Table, key: str) -> list[decode.FrameRequest]:
     by_file: dict[str, list[int]] = {}
     for position, episode in enumerate(table.episodes):
         by_file.setdefault(episode.videos[key].file, []).append(position)
@@ -98,7 +98,7 @@ def _requests(meta: Meta, table: Table, key: str) -> list[decode.Wanted]:
         start = np.repeat([table.episodes[p].videos[key].start for p in positions], lengths)
         owner = np.repeat([table.episodes[p].index for p in positions], lengths)
         frames = np.concatenate([np.arange(length) for length in lengths])
-        requests.append(decode.Wanted(meta.root / name, start + seconds[rows], rows, owner, frames))
+        requests.append(decode.FrameRequest(meta.root / name, start + seconds[rows], rows, owner, frames))
     return requests
 
 

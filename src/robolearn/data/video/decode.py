@@ -28,7 +28,7 @@ CONVERSION = {"threads": 1} if int(av.__version__.split(".")[0]) >= 17 else {}
 
 
 @dataclass(frozen=True)
-class Wanted:
+class FrameRequest:
     """The frames to take from one file, in any order.
 
     Args:
@@ -47,10 +47,10 @@ class Wanted:
 
 
 @dataclass(frozen=True)
-class Run:
+class DecodeSpan:
     """Frames to decode in one go: seek to `seek`, write each frame whose presentation time is in `rows`."""
 
-    wanted: Wanted
+    wanted: FrameRequest
     seek: int
     rows: dict[int, list[int]]
 
@@ -60,7 +60,7 @@ def cpu_count() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def refuse(wanted: Wanted, position: int | None, reason: str) -> UserError:
+def refuse(wanted: FrameRequest, position: int | None, reason: str) -> UserError:
     """The error that names the file, and the wanted frame at `position` or, for None, every episode in it."""
     if position is None:
         first, last = int(wanted.episodes.min()), int(wanted.episodes.max())
@@ -72,7 +72,7 @@ def refuse(wanted: Wanted, position: int | None, reason: str) -> UserError:
     )
 
 
-def decode(requests: list[Wanted], shape: tuple[int, ...], tolerance_s: float, write: Write) -> None:
+def decode(requests: list[FrameRequest], shape: tuple[int, ...], tolerance_s: float, write: Write) -> None:
     """Decode with PyAV. `write` is called from several threads, once for each wanted frame.
 
     Args:
@@ -114,7 +114,7 @@ def count_frames(file: Path) -> int:
         raise UserError(f"{file} is truncated or no video ({_reason(error)}): fetch or write it again.") from None
 
 
-def _open(wanted: Wanted) -> Any:
+def _open(wanted: FrameRequest) -> Any:
     try:
         container = av.open(str(wanted.file), "r")
     except FileNotFoundError:
@@ -131,7 +131,7 @@ def _reason(error: Exception) -> str:
     return (getattr(error, "strerror", None) or str(error) or type(error).__name__).rstrip(".")
 
 
-def _plan(wanted: Wanted, tolerance_s: float, workers: int) -> list[Run]:
+def _plan(wanted: FrameRequest, tolerance_s: float, workers: int) -> list[DecodeSpan]:
     """Match wanted times with the file's frames, and cut the work at key frames."""
     with _open(wanted) as container:
         stream = container.streams.video[0]
@@ -152,18 +152,18 @@ def _plan(wanted: Wanted, tolerance_s: float, workers: int) -> list[Run]:
     starts = np.array([pts for pts, _ in keys], dtype=np.int64)
     group = np.maximum(np.searchsorted(starts, nearest, side="right") - 1, 0)
     least = max(64, -(-len(nearest) // (4 * workers)))
-    runs: list[Run] = []
+    runs: list[DecodeSpan] = []
     previous = -2
     for position in np.argsort(nearest, kind="stable"):
         key = int(group[position])
         if key != previous and (key != previous + 1 or len(runs[-1].rows) >= least):
-            runs.append(Run(wanted, keys[key][1], {}))
+            runs.append(DecodeSpan(wanted, keys[key][1], {}))
         previous = key
         runs[-1].rows.setdefault(int(nearest[position]), []).append(int(position))
     return runs
 
 
-def _match(wanted: Wanted, times: np.ndarray, base: float, tolerance_s: float) -> np.ndarray:
+def _match(wanted: FrameRequest, times: np.ndarray, base: float, tolerance_s: float) -> np.ndarray:
     """The presentation time, in ticks of the stream, of the frame nearest to each wanted time."""
     seconds = times * base
     after = np.clip(np.searchsorted(seconds, wanted.times), 1, max(len(times) - 1, 1))
@@ -189,7 +189,7 @@ def _match(wanted: Wanted, times: np.ndarray, base: float, tolerance_s: float) -
     return times[index]
 
 
-def _decode_run(run: Run, shape: tuple[int, ...], threads: int, write: Write) -> None:
+def _decode_run(run: DecodeSpan, shape: tuple[int, ...], threads: int, write: Write) -> None:
     wanted, pending = run.wanted, dict(run.rows)
     converter = VideoReformatter()  # Kept over the frames: setting one up costs more than decoding a frame.
     with _open(wanted) as container:
@@ -225,7 +225,7 @@ def _decode_run(run: Run, shape: tuple[int, ...], threads: int, write: Write) ->
         raise refuse(wanted, position, f"is truncated or damaged: {len(pending)} frames do not decode")
 
 
-def decode_torchcodec(requests: list[Wanted], shape: tuple[int, ...], tolerance_s: float, write: Write) -> None:
+def decode_torchcodec(requests: list[FrameRequest], shape: tuple[int, ...], tolerance_s: float, write: Write) -> None:
     """Decode with torchcodec; arguments and errors as `decode`. Its pictures may differ from PyAV's."""
     try:
         from torchcodec.decoders import VideoDecoder  # pyright: ignore[reportMissingImports]
@@ -241,7 +241,7 @@ def decode_torchcodec(requests: list[Wanted], shape: tuple[int, ...], tolerance_
             "use dataset.video_backend=av."
         )
 
-    def one_file(wanted: Wanted) -> None:
+    def one_file(wanted: FrameRequest) -> None:
         try:
             decoder = VideoDecoder(str(wanted.file), seek_mode="exact", num_ffmpeg_threads=1)
         except (ValueError, RuntimeError, OSError) as error:
@@ -274,7 +274,7 @@ def _first_line(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
 
 
-def _match_found(wanted: Wanted, part: np.ndarray, found: np.ndarray, tolerance_s: float) -> None:
+def _match_found(wanted: FrameRequest, part: np.ndarray, found: np.ndarray, tolerance_s: float) -> None:
     off = np.abs(found - wanted.times[part])
     wrong = np.flatnonzero(~(off <= tolerance_s))
     if wrong.size:

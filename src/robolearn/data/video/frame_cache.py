@@ -24,7 +24,7 @@ from filelock import FileLock, Timeout
 from torch import Tensor
 
 from robolearn.errors import UserError
-from robolearn.system.files import whole_folder, write_json
+from robolearn.system.files import atomic_dir, write_json
 
 log = logging.getLogger(__name__)
 
@@ -223,7 +223,7 @@ def _write_entry(folder: Path, shape: tuple[int, ...], camera: str, fill: Callab
     size = int(np.prod(shape))
     if shutil.disk_usage(folder.parent).free < size + SLACK:
         raise disk_full(folder.parent, size, camera)
-    with whole_folder(folder) as temporary:
+    with atomic_dir(folder) as temporary:
         writer = Writer(temporary / "frames.u8", shape, camera)
         try:
             fill(writer)

@@ -14,7 +14,7 @@ from robolearn.envs.rendering import Cameras, Quality
 GRIPPERS = (6, 13)
 
 
-class Aloha(AlohaEnv):
+class PatchedAloha(AlohaEnv):
     """AlohaEnv, with these faults mended.
 
     - Every reset is seeded: one without a seed goes on from the seed before, where gym-aloha's is random.
@@ -79,12 +79,12 @@ class Aloha(AlohaEnv):
         if self.obs_type == "environment_state_agent_pos":
             return {"environment_state": objects, "agent_pos": joints}
         size = self.observation_width, self.observation_height
-        pixels = {name: self._pictures.shoot(self._physics.data.ptr, name, *size) for name in self.cameras}
+        pixels = {name: self._pictures.capture(self._physics.data.ptr, name, *size) for name in self.cameras}
         return {"pixels": pixels} if self.obs_type == "pixels" else {"pixels": pixels, "agent_pos": joints}
 
     def _render(self, visualize: bool = False) -> np.ndarray:
         width, height = self.visualization_width, self.visualization_height
-        return self._pictures.shoot(self._physics.data.ptr, "top", width, height)
+        return self._pictures.capture(self._physics.data.ptr, "top", width, height)
 
     def _observation_space(self) -> spaces.Space:
         def numbers(*values: np.ndarray) -> spaces.Box:

@@ -6,7 +6,7 @@ import numpy as np
 from gym_pusht.envs.pusht import PushTEnv, pymunk_to_shapely
 
 
-class PushT(PushTEnv):
+class PatchedPushT(PushTEnv):
     """PushT whose reward repeats, and whose ``options={"reset_to_state": ...}`` is the state that it then has.
 
     gym-pusht adds up the areas of the block's two parts in the order of a set, by their addresses in memory, so that

@@ -14,7 +14,7 @@ with contextlib.redirect_stderr(io.StringIO()):
 from robolearn.envs.rendering import Cameras, Quality
 
 
-class XarmLift(Lift):
+class PatchedXarmLift(Lift):
     """Lift of gym-xarm 0.1.1, with these faults mended.
 
     - Its positions became relative to the table, but the block's first height, and with it the height to lift it to,
@@ -55,7 +55,7 @@ class XarmLift(Lift):
 
     def _initialize_renderer(self, renderer_type: str) -> Any:
         width, height = getattr(self, f"{renderer_type}_width"), getattr(self, f"{renderer_type}_height")
-        return partial(self._cameras.shoot, self.data, "camera0", width, height)
+        return partial(self._cameras.capture, self.data, "camera0", width, height)
 
     def _render(self, renderer: Any) -> np.ndarray:
         return renderer()

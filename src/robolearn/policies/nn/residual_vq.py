@@ -40,7 +40,7 @@ class Codebook(nn.Module):
         return torch.cdist(x, self.codes[0]).argmin(-1)
 
     @torch.no_grad()
-    def follow(self, x: Tensor, chosen: Tensor, weights: Tensor) -> None:
+    def ema_update(self, x: Tensor, chosen: Tensor, weights: Tensor) -> None:
         """Move the codes (equations 6 to 8 of appendix A.1).
 
         Args:
@@ -49,8 +49,8 @@ class Codebook(nn.Module):
             weights: What each counts, (N,).
         """
         mine = one_hot(chosen, self.codes.shape[1]) * weights.unsqueeze(-1)
-        self.counts[0].lerp_(rng.total(mine.sum(0)), 1 - self.decay)
-        self.sums[0].lerp_(rng.total(mine.T @ x), 1 - self.decay)
+        self.counts[0].lerp_(rng.all_reduce_sum(mine.sum(0)), 1 - self.decay)
+        self.sums[0].lerp_(rng.all_reduce_sum(mine.T @ x), 1 - self.decay)
         total = self.counts.sum()
         smoothed = (self.counts + SMOOTHING) / (total + self.counts.shape[1] * SMOOTHING) * total
         self.codes.copy_(self.sums / smoothed.unsqueeze(-1))
@@ -122,7 +122,7 @@ class ActionTokenizer(nn.Module):
                 vector = codebook.codes[0][chosen]
                 commitment = commitment + (vector - residual).square().mean(-1)
                 if weights is not None:
-                    codebook.follow(residual.detach(), chosen, weights)
+                    codebook.ema_update(residual.detach(), chosen, weights)
                 quantized = quantized + vector
                 codes.append(chosen)
                 residual = residual - vector
@@ -146,7 +146,7 @@ def one_hot(indices: Tensor, size: int) -> Tensor:
     return (indices.unsqueeze(-1) == torch.arange(size, device=indices.device)).float()
 
 
-def draw(odds: Tensor) -> Tensor:
+def sample(odds: Tensor) -> Tensor:
     """One index (*) of each distribution (*, C), the same as torch.multinomial draws, which waits for the device."""
     return (odds / rng.exponential(odds)).argmax(-1)
 

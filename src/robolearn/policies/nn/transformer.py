@@ -113,7 +113,7 @@ class Layer(nn.Module):
         return self.residuals[-1](x, self.feedforward)
 
 
-class Encoder(nn.Module):
+class TransformerEncoder(nn.Module):
     """Layers of self-attention; `layer` makes one. With pre-norm, what comes out is normalised at the end."""
 
     def __init__(self, layer: Callable[[], Layer], n_layers: int, dim: int, pre_norm: bool) -> None:
@@ -128,7 +128,7 @@ class Encoder(nn.Module):
         return self.norm(x)
 
 
-class Decoder(nn.Module):
+class TransformerDecoder(nn.Module):
     """Layers of self- and cross-attention; `layer` makes one."""
 
     def __init__(self, layer: Callable[[], Layer], n_layers: int, dim: int) -> None:

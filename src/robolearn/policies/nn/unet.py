@@ -51,7 +51,7 @@ class Conv(nn.Conv1d):
         return F.linear(x, self.weight.flatten(1), self.bias)
 
 
-class Doubling(nn.ConvTranspose1d):
+class Upsample1d(nn.ConvTranspose1d):
     """A transposed convolution (kernel 4, stride 2, padding 1) of sequences (B, T, C), which doubles their length."""
 
     def __init__(self, channels: int) -> None:
@@ -190,7 +190,7 @@ class ConditionalUnet1d(nn.Module):
         self.mid = nn.ModuleList([block(deepest, deepest), block(deepest, deepest)])
         self.up = nn.ModuleList()
         for outer, inner in reversed(list(zip(dims[1:-1], dims[2:], strict=True))):
-            self.up.append(nn.ModuleList([block(2 * inner, outer), block(outer, outer), Doubling(outer)]))
+            self.up.append(nn.ModuleList([block(2 * inner, outer), block(outer, outer), Upsample1d(outer)]))
         self.final = nn.Sequential(
             conv_block(dims[1], dims[1], kernel_size, final_n_groups), Conv(dims[1], action_dim, kernel_size=1)
         )

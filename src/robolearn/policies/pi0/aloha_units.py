@@ -32,7 +32,7 @@ class Frames(Protocol):
         ...
 
 
-class Moments:
+class RunningMoments:
     """Mean, deviation and range of vectors (n, D) that come in parts."""
 
     def __init__(self) -> None:
@@ -54,7 +54,7 @@ class Moments:
         return {name: value.float() for name, value in found.items()}
 
 
-class AlohaSpace:
+class AlohaUnits:
     """Converts states and actions of Aloha before they are normalised, and actions back.
 
     Args:
@@ -109,7 +109,7 @@ class AlohaSpace:
         if not self.converts_statistics:
             return stats
         window = Window(action=window.action if self.delta else (0,))
-        moments = {STATE: Moments(), "action": Moments()}
+        moments = {STATE: RunningMoments(), "action": RunningMoments()}
         for indices in torch.arange(frames.num_frames).split(4096):
             batch = frames.batch(indices, window, keys=moments)
             converted = self.encode(batch)

@@ -14,7 +14,7 @@ MAX_WAVELENGTH = 10_000.0
 
 
 @dataclass(frozen=True)
-class Memory:
+class KVCache:
     """Keys and values (B, P, G, D) that each layer made of the tokens it has read, and which of these count (B, P)."""
 
     layers: list[tuple[Tensor, Tensor]]
@@ -41,12 +41,12 @@ class Gemma(nn.Module):
         self.head_dim: int = sizes["head_dim"]
         self.attention, self.checkpoints = attention, checkpoints
 
-    def remember(self, tokens: Tensor, valid: Tensor) -> Memory:
+    def prefill(self, tokens: Tensor, valid: Tensor) -> KVCache:
         """What the layers make of tokens (B, P, W) that all look at each other, where they are valid (B, P).
 
         What the last layer would make of them nobody reads, so it stops at its keys and values.
         """
-        rotation = Rotation((valid.cumsum(-1) - 1).clamp(min=0), self.head_dim)
+        rotation = RotaryEmbedding((valid.cumsum(-1) - 1).clamp(min=0), self.head_dim)
         mask = self.attention.prepare(valid.unsqueeze(1).expand(-1, tokens.shape[1], -1))
         memory = []
         for layer in self.layers[:-1]:
@@ -54,13 +54,13 @@ class Gemma(nn.Module):
             memory.append(tuple(remembered))
         last = self.layers[-1]
         memory.append(_keys_values(last, _normed(last, tokens), rotation))
-        return Memory(memory, valid)
+        return KVCache(memory, valid)
 
-    def forward(self, tokens: Tensor, memory: Memory, own: Tensor) -> Tensor:
+    def forward(self, tokens: Tensor, memory: KVCache, own: Tensor) -> Tensor:
         """Tokens (B, S, W) that look at all that is remembered and, where `own` (S, S) is true, at each other."""
         batch, count, _ = tokens.shape
         steps = torch.arange(count, device=tokens.device)
-        rotation = Rotation(memory.valid.sum(-1, keepdim=True) + steps, self.head_dim)
+        rotation = RotaryEmbedding(memory.valid.sum(-1, keepdim=True) + steps, self.head_dim)
         seen = memory.valid.unsqueeze(1).expand(-1, count, -1)
         mask = self.attention.prepare(torch.cat([seen, own.expand(batch, -1, -1)], dim=-1))
         for layer, remembered in zip(self.layers, memory.layers, strict=True):
@@ -73,7 +73,7 @@ class Gemma(nn.Module):
         return function(*arguments)
 
 
-class Rotation:
+class RotaryEmbedding:
     """Rotary positions (Su et al. 2021, arXiv:2104.09864), in float32.
 
     Args:
@@ -93,7 +93,7 @@ class Rotation:
         return torch.cat(rotated, dim=-1).to(heads.dtype)
 
 
-def _self_attend(layer: Any, tokens: Tensor, rotation: Rotation, mask: Any, attention: Attention) -> Any:
+def _self_attend(layer: Any, tokens: Tensor, rotation: RotaryEmbedding, mask: Any, attention: Attention) -> Any:
     normed = _normed(layer, tokens)
     keys, values = _keys_values(layer, normed, rotation)
     attended = attention.attend(_queries(layer, normed, rotation), keys, values, mask)
@@ -104,7 +104,7 @@ def _cross_attend(
     layer: Any,
     tokens: Tensor,
     remembered: tuple[Tensor, Tensor],
-    rotation: Rotation,
+    rotation: RotaryEmbedding,
     mask: Any,
     attention: Attention,
 ) -> Tensor:
@@ -120,11 +120,11 @@ def _normed(layer: Any, tokens: Tensor) -> Tensor:
     return layer.input_layernorm(tokens).to(layer.self_attn.q_proj.weight.dtype)
 
 
-def _queries(layer: Any, normed: Tensor, rotation: Rotation) -> Tensor:
+def _queries(layer: Any, normed: Tensor, rotation: RotaryEmbedding) -> Tensor:
     return rotation(_heads(layer, layer.self_attn.q_proj(normed)))
 
 
-def _keys_values(layer: Any, normed: Tensor, rotation: Rotation) -> tuple[Tensor, Tensor]:
+def _keys_values(layer: Any, normed: Tensor, rotation: RotaryEmbedding) -> tuple[Tensor, Tensor]:
     keys, values = (_heads(layer, project(normed)) for project in (layer.self_attn.k_proj, layer.self_attn.v_proj))
     return rotation(keys), values
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from robolearn.policies.pi0.attention import Attention
-from robolearn.policies.pi0.gemma import Gemma, Memory
+from robolearn.policies.pi0.gemma import Gemma, KVCache
 
 
 class PaliGemma(nn.Module):
@@ -40,22 +40,22 @@ class PaliGemma(nn.Module):
         nn.init.normal_(self.words.weight, std=0.02)
         self.language = Gemma(language, attention, checkpoints)
 
-    def forward(self, images: Sequence[Tensor], words: Tensor, words_valid: Tensor) -> Memory:
+    def forward(self, images: Sequence[Tensor], words: Tensor, words_valid: Tensor) -> KVCache:
         """What is remembered of images (B, 3, S, S) in [-1, 1] and words (B, L) where these are valid (B, L)."""
         tokens, valid = [self.words(words) * math.sqrt(self.words.embedding_dim)], [words_valid]
         if images:
-            seen = self.look(images)
+            seen = self.encode_images(images)
             tokens.insert(0, seen)
             valid.insert(0, torch.ones(seen.shape[:2], dtype=torch.bool, device=seen.device))
-        return self.language.remember(torch.cat(tokens, dim=1), torch.cat(valid, dim=1))
+        return self.language.prefill(torch.cat(tokens, dim=1), torch.cat(valid, dim=1))
 
-    def look(self, images: Sequence[Tensor]) -> Tensor:
+    def encode_images(self, images: Sequence[Tensor]) -> Tensor:
         """The tokens of all cameras, one camera after the other (B, cameras * patches, W); one pass for all."""
         features = self.projector(self.vision(torch.cat(list(images))).last_hidden_state)
         return torch.cat(features.chunk(len(images)), dim=1)
 
 
-def fit(images: Tensor, width: int, height: int) -> Tensor:
+def resize_with_pad(images: Tensor, width: int, height: int) -> Tensor:
     """Images (B, C, H, W) scaled into (B, C, height, width) with their proportions kept; zeros left and above."""
     ratio = max(images.shape[-1] / width, images.shape[-2] / height)
     size = int(images.shape[-2] / ratio), int(images.shape[-1] / ratio)

@@ -14,11 +14,11 @@ from robolearn.errors import UserError
 from robolearn.normalize import Mode
 from robolearn.policies.base import Policy
 from robolearn.policies.pi0 import option_checks
-from robolearn.policies.pi0.aloha_units import AlohaSpace
+from robolearn.policies.pi0.aloha_units import AlohaUnits
 from robolearn.policies.pi0.attention import ATTENTION
 from robolearn.policies.pi0.attention import Name as AttentionName
-from robolearn.policies.pi0.gemma import Gemma, Memory
-from robolearn.policies.pi0.paligemma import PaliGemma, fit
+from robolearn.policies.pi0.gemma import Gemma, KVCache
+from robolearn.policies.pi0.paligemma import PaliGemma, resize_with_pad
 from robolearn.policies.pi0.paligemma_weights import load_paligemma
 from robolearn.policies.pi0.tokenizer import Tokenizer
 from robolearn.types import Batch, Kind, Spec, Window
@@ -147,7 +147,7 @@ class Pi0Policy(Policy):
         option_checks.images(spec, resize_imgs_with_padding, vision["image_size"])
         self.space = None
         if adapt_to_pi_aloha or use_delta_joint_actions_aloha:
-            self.space = AlohaSpace(spec, adapt_to_pi_aloha, use_delta_joint_actions_aloha, convert_statistics)
+            self.space = AlohaUnits(spec, adapt_to_pi_aloha, use_delta_joint_actions_aloha, convert_statistics)
 
         self.window = Window(observation=(0,), action=tuple(range(chunk_size)))
         self.n_action_steps = n_action_steps
@@ -185,34 +185,34 @@ class Pi0Policy(Policy):
         noise, times = self.sample_noise(actions), self.sample_times(actions)
         at = times[:, None, None]
         noisy = at * noise + (1 - at) * actions
-        flow = self.flow(noisy, times, self.state(batch), self.observe(batch))
+        flow = self.flow(noisy, times, self.state(batch), self.encode_prefix(batch))
         errors = F.mse_loss(flow, noise - actions, reduction="none")
         if not self.learns_padded_dims:
             errors = errors[..., : self.action_dim]
         if not self.masks_padding:
             return errors.mean(), {}
         valid = ~batch["action_is_pad"].unsqueeze(-1)
-        return (errors * valid).sum() / (rng.mean(valid.sum()) * errors.shape[-1]).clamp(min=1), {}
+        return (errors * valid).sum() / (rng.all_reduce_mean(valid.sum()) * errors.shape[-1]).clamp(min=1), {}
 
     def act(self, observation: Batch) -> Tensor:
         """Follow the flow from noise to a chunk (B, chunk_size, A), in Euler's steps (section IV)."""
-        state, memory = self.state(observation), self.observe(observation)
+        state, memory = self.state(observation), self.encode_prefix(observation)
         actions = self.sample_noise(state.new_empty(len(state), len(self.window.action), self.max_action_dim))
         for step in range(self.num_steps):
             times = state.new_full((len(state),), 1 - step / self.num_steps)
             if step and not self.use_cache:
-                memory = self.observe(observation)
+                memory = self.encode_prefix(observation)
             actions = actions - self.flow(actions, times, state, memory) / self.num_steps
         return actions[..., : self.action_dim]
 
-    def observe(self, batch: Batch) -> Memory:
+    def encode_prefix(self, batch: Batch) -> KVCache:
         """What PaliGemma remembers of the newest images and the task."""
         images = [batch[key][:, -1] for key in self.cameras]
         if self.image_size:
-            images = [fit(image, *self.image_size) for image in images]
+            images = [resize_with_pad(image, *self.image_size) for image in images]
         return self.paligemma([2 * image - 1 for image in images], batch["task_tokens"], batch["task_mask"])
 
-    def flow(self, noisy: Tensor, times: Tensor, state: Tensor, memory: Memory) -> Tensor:
+    def flow(self, noisy: Tensor, times: Tensor, state: Tensor, memory: KVCache) -> Tensor:
         """The velocity (B, T, max_action_dim) of noisy actions (B, T, max_action_dim) at times (B,), towards noise.
 
         The state's token looks at what is remembered alone, those of actions also at it and at each other.

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from robolearn import rng
-from robolearn.policies.nn.residual_vq import draw
+from robolearn.policies.nn.residual_vq import sample
 from robolearn.policies.tdmpc.world_model import WorldModel
 
 
@@ -52,7 +52,7 @@ class Planner:
             latent: Where the plans start.
             mean: Means (H, B, A) to start the search from; None: zeros.
         """
-        learnt = self.learnt_plans(model, latent)
+        learnt = self.policy_trajectories(model, latent)
         batch = len(latent)
         start = latent.expand(self.n_gaussian_samples + self.n_pi_samples, *latent.shape)
         if mean is None:
@@ -73,10 +73,10 @@ class Planner:
             fitted = (shares * elites).sum(1)
             std = (shares * (elites - fitted.unsqueeze(1)) ** 2).sum(1).sqrt().clamp(self.min_std, self.max_std)
             mean = self.gaussian_mean_momentum * mean + (1 - self.gaussian_mean_momentum) * fitted
-        chosen = draw(weights.T)
+        chosen = sample(weights.T)
         return elites.take_along_dim(chosen[None, None, :, None], dim=1).squeeze(1), mean
 
-    def learnt_plans(self, model: WorldModel, latent: Tensor) -> Tensor:
+    def policy_trajectories(self, model: WorldModel, latent: Tensor) -> Tensor:
         """Plans (H, n_pi_samples, B, A) of the learnt policy, with noise."""
         if not self.n_pi_samples:
             return torch.zeros(self.horizon, 0, len(latent), self.action_dim, device=latent.device)
@@ -91,22 +91,22 @@ class Planner:
         """Estimated returns (N, B) of plans (H, N, B, A) from latents (N, B, Z): equation 4 of FOWM."""
         total, discount = torch.zeros(latent.shape[:-1], device=latent.device), 1.0
         for action in plans:
-            doubt = self.doubt(model.action_values(latent, action)) if self.uncertainty_regularizer_coeff else 0.0
+            doubt = self.uncertainty(model.action_values(latent, action)) if self.uncertainty_regularizer_coeff else 0.0
             latent, reward = model.step(latent, action)
             total = total + discount * (reward - doubt)
             discount *= self.discount
         values = model.action_values(latent, model.act(latent, self.min_std))
-        total = total + discount * least_of_two(values, self.draws_with_replacement)
+        total = total + discount * min_of_random_pair(values, self.draws_with_replacement)
         if self.uncertainty_regularizer_coeff:
-            total = total - discount * self.doubt(values)
+            total = total - discount * self.uncertainty(values)
         return total.float()
 
-    def doubt(self, values: Tensor) -> Tensor:
+    def uncertainty(self, values: Tensor) -> Tensor:
         """How much the heads' values (E, *) disagree, weighted."""
         return self.uncertainty_regularizer_coeff * values.std(0)
 
 
-def least_of_two(values: Tensor, replacement: bool) -> Tensor:
+def min_of_random_pair(values: Tensor, replacement: bool) -> Tensor:
     """The lower of two random heads' values, (*) of (E, *); of all where there are no more than two.
 
     FOWM, appendix C; the heads are drawn on the device.

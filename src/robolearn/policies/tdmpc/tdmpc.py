@@ -11,7 +11,7 @@ from robolearn import rng
 from robolearn.errors import UserError
 from robolearn.normalize import Mode
 from robolearn.policies.base import Policy
-from robolearn.policies.tdmpc.planner import Planner, least_of_two
+from robolearn.policies.tdmpc.planner import Planner, min_of_random_pair
 from robolearn.policies.tdmpc.world_model import WorldModel, feature_map_size
 from robolearn.types import Batch, Kind, Spec, Window
 
@@ -225,8 +225,8 @@ class TdmpcPolicy(Policy):
             # Equation 3 of FOWM: only actions of the data are valued; its code takes the model, not the target, here.
             q_targets = rewards + self.discount * self.model.value(self.model.encode(coming))
             target_qs = self.target.action_values(start, actions)
-            v_targets = least_of_two(target_qs, self.q_draws_with_replacement)
-            advantages = least_of_two(target_qs, self.q_draws_with_replacement) - values
+            v_targets = min_of_random_pair(target_qs, self.q_draws_with_replacement)
+            advantages = min_of_random_pair(target_qs, self.q_draws_with_replacement) - values
             importance = (advantages * self.advantage_scaling).exp().clamp(max=100.0)
 
         decay = self.temporal_decay_coeff ** torch.arange(len(actions), device=actions.device).unsqueeze(-1)

@@ -37,7 +37,7 @@ class WorldModel(nn.Module):
     ) -> None:
         super().__init__()
         action_dim = spec.action.shape[0]
-        self.encoder = Encoder(spec, latent_dim, image_encoder_hidden_dim, state_encoder_hidden_dim)
+        self.encoder = ObservationEncoder(spec, latent_dim, image_encoder_hidden_dim, state_encoder_hidden_dim)
         self.dynamics = nn.Sequential(*_trunk(latent_dim + action_dim, mlp_dim, latent_dim), *_squash(latent_dim))
         self.reward = nn.Sequential(*_trunk(latent_dim + action_dim, mlp_dim, 1))
         self.pi = nn.Sequential(*_trunk(latent_dim, mlp_dim, action_dim))
@@ -76,7 +76,7 @@ class WorldModel(nn.Module):
         return self.v(latent).squeeze(-1)
 
 
-class Encoder(nn.Module):
+class ObservationEncoder(nn.Module):
     """The mean of one latent for each kind of observation.
 
     Args:
