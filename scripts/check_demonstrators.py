@@ -52,7 +52,7 @@ def check(name: str, options: list[str], seeds: range, strip: Path | None) -> in
     argv = [f"env={name}", "out=none", *images, *(f"demonstrator.{option}" for option in options)]
     (job,) = compose(parse(argv, "collect"), "collect")
     check_targets_of(job)
-    env = build("env", job.cfg).make(1).envs[0]
+    env = build("env", job.cfg).make_vec(1).envs[0]
     demonstrator: Demonstrator = build("demonstrator", job.cfg)(env)
     steps, seconds, jumps, failed = [], [], [], []
     for seed in tqdm(seeds, unit="episode", disable=None):

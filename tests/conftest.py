@@ -46,7 +46,7 @@ SIMULATORS = {"pusht": PushT, "aloha": Aloha, "xarm": Xarm}
 def why_not(name: str) -> str | None:
     """What a simulator lacks here, with the way to get it; None where it opens and renders."""
     try:
-        env = SIMULATORS[name]().make(1)
+        env = SIMULATORS[name]().make_vec(1)
         env.reset(seed=[0])
         env.close()
     except UserError as error:

@@ -35,7 +35,7 @@ CONTEXTS = {
     "--online.": "online=default",
     "--wandb.": "logger=wandb",
 }
-TYPES = {"aloha": "aloha_insertion", "xarm": "xarm_lift"}
+TYPES = {"diffuser": "diffusers", "aloha": "aloha_insertion", "xarm": "xarm_lift"}
 """What the reference calls an environment whose file has another name here."""
 
 

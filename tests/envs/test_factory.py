@@ -80,7 +80,7 @@ def test_an_own_environment_needs_a_config_only():
     }
     simulator = instantiate(node, _convert_="all")
     assert simulator.spec == Spec({"observation.state": Feature("STATE", (2,))}, Feature("ACTION", (2,)), 10)
-    env = simulator.make(1)
+    env = simulator.make_vec(1)
     env.reset(seed=[0])
     flags = [env.step(np.zeros((1, 2), np.float32))[3][0] for _ in range(7)]
     env.close()

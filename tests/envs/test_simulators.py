@@ -119,7 +119,7 @@ def test_keys_and_shapes_are_those_of_published_policies(robot, shared):
 def test_a_seed_gives_the_same_episode_whatever_came_before_and_is_filmed(simulator):
     actions = some_actions(simulator, 20)
     once = alone(simulator, 7, actions)
-    env = simulator.make(1)
+    env = simulator.make_vec(1)
     env.set_attr("filmed", True)
     env.reset(seed=[1])
     for action in reversed(actions):
@@ -247,11 +247,11 @@ def test_pictures_of_simulators_side_by_side_are_those_of_each_alone(tmp_path: P
         assert done.returncode == 0, done.stderr
 
     # Interleaved, with another of each opened and closed in between.
-    envs = [simulator.make(1) for simulator in simulators]
+    envs = [simulator.make_vec(1) for simulator in simulators]
     seen = [[env.reset(seed=[4])[0]] for env in envs]
     for step in range(len(actions[0])):
         for simulator, env, mine, taken in zip(simulators, envs, seen, actions, strict=True):
-            other = simulator.make(1)
+            other = simulator.make_vec(1)
             other.reset(seed=[step])
             mine.append(env.step(taken[step][None])[0])
             other.close()
@@ -265,7 +265,7 @@ def test_pictures_of_simulators_side_by_side_are_those_of_each_alone(tmp_path: P
 @pytest.mark.parametrize("simulator", PAIR)
 def test_processes_see_what_one_process_sees(simulator):
     actions = some_actions(simulator)
-    env = simulator.make(2, use_async=True)
+    env = simulator.make_vec(2, use_async=True)
     try:
         seen = [env.reset(seed=[3, 4])[0]] + [env.step(np.stack([a, a]))[0] for a in actions]
         seen = [{key: value[1:].copy() for key, value in o.items()} for o in seen[-1:]]
@@ -284,7 +284,7 @@ def test_render_quality_changes_pictures_a_little_and_is_told(robot):
     fast, full = (images(alone(robot(render_quality=q), 0, [])).astype(float) for q in ("fast", "full"))
     assert 0 < np.abs(fast - full).mean() < 5
     assert robot(render_quality="full").spec.settings == {"render_quality": "full"}
-    assert robot(obs_type="state").settings == {}
+    assert robot(obs_type="state").render_settings == {}
 
 
 @LIFT
@@ -312,7 +312,7 @@ def test_a_display_that_cannot_be_had_gives_the_command(monkeypatch, backend, wa
 @pytest.mark.skipif(sys.platform != "linux" or bool(find_library("OSMesa")), reason="has OSMesa")
 @pytest.mark.parametrize("robot", [pytest.param("Aloha", marks=TWO_ARMS), pytest.param("Xarm", marks=LIFT)])
 def test_a_library_that_is_really_missing_gives_the_command(robot):
-    code = f"from robolearn.envs import {robot}; {robot}().make(1)"
+    code = f"from robolearn.envs import {robot}; {robot}().make_vec(1)"
     environ = os.environ | {"MUJOCO_GL": "osmesa"}
     environ.pop("PYOPENGL_PLATFORM", None)
     done = processes.run([sys.executable, "-c", code], env=environ)
@@ -369,7 +369,7 @@ def test_the_pip_command_fits_this_python(robot, package, since, apart, monkeypa
 
 @pytest.mark.parametrize("robot", [pytest.param("Aloha", marks=TWO_ARMS), pytest.param("Xarm", marks=LIFT)])
 def test_a_process_that_leaves_its_simulator_open_ends_quietly(robot):
-    code = f"from robolearn.envs import {robot}; env = {robot}().make(1); env.reset(seed=[0])"
+    code = f"from robolearn.envs import {robot}; env = {robot}().make_vec(1); env.reset(seed=[0])"
     done = processes.run([sys.executable, "-c", code])
     assert done.returncode == 0
     assert "Error" not in done.stderr
@@ -378,5 +378,5 @@ def test_a_process_that_leaves_its_simulator_open_ends_quietly(robot):
 @LIFT
 def test_torch_can_load_triton_after_a_simulator_has_loaded_opengl():
     pytest.importorskip("triton")
-    code = "from robolearn.envs import Xarm; Xarm().make(1).reset(seed=[0]); import triton"
+    code = "from robolearn.envs import Xarm; Xarm().make_vec(1).reset(seed=[0]); import triton"
     assert processes.run([sys.executable, "-c", code]).returncode == 0

@@ -13,7 +13,7 @@ from robolearn.types import Feature, Spec, Window
 
 
 def run(simulator, seeds, batch_size=None, use_async=False, agent=None, **options) -> list[Episode]:
-    env = simulator.make(batch_size or len(seeds), use_async)
+    env = simulator.make_vec(batch_size or len(seeds), use_async)
     try:
         return rollout(env, agent or fake_env.Forward(), seeds, **options)
     finally:

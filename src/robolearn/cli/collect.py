@@ -133,7 +133,7 @@ def make_recipe(cfg: DictConfig, simulator: Any) -> dict[str, Any]:
             continue
     by_policy = cfg.policy.path is not None
     return {
-        "env": {**simulator.describe(), **simulator.settings},
+        "env": {**simulator.describe(), **simulator.render_settings},
         "demonstrator": None if by_policy else values["demonstrator"],
         "policy": {**values["policy"], "path": str(Path(cfg.policy.path).resolve())} if by_policy else None,
         **{key: values[key] for key in ("seed", "keep_failures", "action_noise", "action_label")},
@@ -186,7 +186,7 @@ def _run(cfg: DictConfig, simulator: Any, recorder: Any, collection: Any, stop: 
     from robolearn.data.video.decode import cpu_count
 
     demonstrator = build("demonstrator", cfg)
-    demonstration = DemonstrationTask(simulator.opener(), demonstrator, recorder, cfg.action_noise, cfg.keep_failures)
+    demonstration = DemonstrationTask(simulator.env_fn(), demonstrator, recorder, cfg.action_noise, cfg.keep_failures)
     workers = min(cfg.workers or cpu_count(), collection.missing)
     with WorkerPool(demonstration, workers, simulator.modules()) as pool:
         return collection.run(pool, stop)

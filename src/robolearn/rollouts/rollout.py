@@ -112,7 +112,7 @@ def rollout(
     """Run an episode for each seed, side by side, until all have ended; those that have ended are not stepped.
 
     Args:
-        env: N simulators, as `EnvFactory.make` gives them.
+        env: N simulators, as `EnvFactory.make_vec` gives them.
         agent: Reset here.
         seeds: Of the episodes, N or fewer; simulators without one stay idle.
         keep_observations: Keep what was observed.
