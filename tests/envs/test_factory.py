@@ -70,7 +70,7 @@ def test_visualization_and_observation_sizes_are_options():
 
 def test_an_own_environment_needs_a_config_only():
     node = {
-        "_target_": "robolearn.envs.Simulator",
+        "_target_": "robolearn.envs.EnvFactory",
         "id": "fake_env/Reach-v0",
         "package": "fakes.fake_env",
         "fps": 10,

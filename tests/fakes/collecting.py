@@ -5,7 +5,7 @@ from pathlib import Path
 ENV = """\
 # @package _global_
 env:
-  _target_: robolearn.envs.Simulator
+  _target_: robolearn.envs.EnvFactory
   id: fake_env/Reach-v0
   package: fakes.fake_env
   fps: 10
