@@ -26,10 +26,11 @@ from robolearn.checkpoints.store import (
     set_rng_state,
 )
 from robolearn.distributed.world import World
+from robolearn.episodes import RolloutInterrupted
 from robolearn.errors import UserError
 from robolearn.normalize import Normalizer
 from robolearn.policies.base import Policy
-from robolearn.rollouts.evaluation import Evaluator, RolloutInterrupted
+from robolearn.rollouts.evaluation import Evaluator
 from robolearn.runs.logger import Logger
 from robolearn.runs.run import Run, flatten
 from robolearn.training.cuda_graph import CudaGraphed, Scalars

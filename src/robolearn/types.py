@@ -1,17 +1,18 @@
-"""The words every module shares: batches of tensors, and what their keys hold."""
+"""The types that every module shares: batches of tensors, and what their keys hold. Imports no torch."""
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from torch import Tensor
+if TYPE_CHECKING:  # processes that only simulate start without torch
+    from torch import Tensor
 
-Batch = dict[str, Tensor]
+Batch = dict[str, "Tensor"]
 """Tensors by dataset key (``observation.state``, ``action``, ``action_is_pad``), batch dimension first.
 
 Functions return new dicts and never change the one they were given.
 """
 
-Stats = dict[str, dict[str, Tensor]]
+Stats = dict[str, dict[str, "Tensor"]]
 """``mean``, ``std``, ``min`` and ``max`` of each key; of images per channel, shape (C, 1, 1), for values in [0, 1]."""
 
 Kind = Literal["VISUAL", "STATE", "ENV", "ACTION"]
@@ -25,17 +26,22 @@ class Feature:
     kind: Kind
     shape: tuple[int, ...]
 
+    @property
+    def is_image(self) -> bool:
+        """Whether it is a camera image: uint8 in datasets, buffers and observations, where all else is float32."""
+        return self.kind == "VISUAL"
+
 
 @dataclass(frozen=True)
 class Spec:
-    """What is observed and what is commanded; derived from a dataset or a simulator, never typed by a user.
+    """The observation and action features of a policy; derived from a dataset or a simulator, never typed by a user.
 
     Args:
         observation: Features by key; every key starts with ``observation.``.
         action: The feature of the key ``action``.
         fps: Frames a second.
         settings: What else changes the observations, such as ``{"render_quality": "fast"}``; empty where not known.
-        tasks: What is done, in words, by task number; empty where not told.
+        tasks: The instructions by task index; empty where unknown.
     """
 
     observation: dict[str, Feature]
@@ -60,3 +66,17 @@ class Window:
     observation: tuple[int, ...] = (0,)
     action: tuple[int, ...] = (0,)
     reward: tuple[int, ...] = ()
+
+
+def kind_of(key: str, is_image: bool | None = None) -> Kind:
+    """The kind of a feature by LeRobot's names of keys: the only place that reads a kind off a name.
+
+    Args:
+        key: The dataset key, such as ``observation.images.top``.
+        is_image: Whether the source declares it an image, as the dtypes of ``info.json`` do; None where it does not
+            tell (a simulator's observation space, LeRobot's config.json of 2024), so that the name decides.
+    """
+    if key.startswith("observation.image") if is_image is None else is_image:
+        return "VISUAL"
+    kinds: dict[str, Kind] = {"action": "ACTION", "observation.environment_state": "ENV"}
+    return kinds.get(key, "STATE")

@@ -8,8 +8,8 @@ import torch
 
 from robolearn.data.offline_online_loader import OfflineOnlineLoader
 from robolearn.data.replay_buffer import ReplayBuffer
+from robolearn.episodes import Episode
 from robolearn.errors import UserError
-from robolearn.rollouts.rollout import Episode
 from robolearn.types import Feature, Spec, Window
 
 CPU = torch.device("cpu")

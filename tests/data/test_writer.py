@@ -15,11 +15,16 @@ from robolearn.data.lerobot_format.recorder import Recorder
 from robolearn.data.lerobot_format.stats import aggregate
 from robolearn.data.lerobot_format.writer import DatasetWriter
 from robolearn.data.video.encode import Clip, Encoder, join
+from robolearn.episodes import Episode
 from robolearn.errors import UserError
-from robolearn.rollouts.rollout import Episode
-from robolearn.types import Window
+from robolearn.types import Feature, Spec, Window
 
 SIZE = 16
+SPEC = Spec(
+    {"observation.state": Feature("STATE", (3,)), "observation.image": Feature("VISUAL", (3, SIZE, SIZE))},
+    Feature("ACTION", (2,)),
+    fps=10,
+)
 
 
 def episode(seed: int, length: int = 7) -> Episode:
@@ -41,8 +46,7 @@ def episode(seed: int, length: int = 7) -> Episode:
 
 
 def open_writer(folder: Path, recorder: Recorder) -> DatasetWriter:
-    shapes = {"observation.state": (3,), "observation.image": (3, SIZE, SIZE)}
-    return DatasetWriter(folder, 10, recorder.features(shapes, (2,), success=True), extra={"settings": {"quality": 1}})
+    return DatasetWriter(folder, 10, recorder.features(success=True), extra={"settings": {"quality": 1}})
 
 
 def fill(folder: Path, episodes: list[Episode], recorder: Recorder, commit_every: int = 100) -> DatasetWriter:
@@ -65,7 +69,7 @@ EPISODES = [episode(0, 7), episode(1, 4), episode(2, 9)]
 
 @pytest.mark.parametrize("encoder", [Encoder(), Encoder("libsvtav1", 18), None])
 def test_numbers_are_equal_and_pictures_are_near(tmp_path: Path, encoder: Encoder | None) -> None:
-    fill(tmp_path / "set", EPISODES, Recorder("Do it.", 10, encoder), commit_every=2)
+    fill(tmp_path / "set", EPISODES, Recorder(SPEC, "Do it.", encoder), commit_every=2)
     batch = read(tmp_path / "set", tmp_path)
     start = 0
     for number, each in enumerate(EPISODES):
@@ -85,7 +89,7 @@ def test_numbers_are_equal_and_pictures_are_near(tmp_path: Path, encoder: Encode
 
 
 def test_commits_change_nothing_but_when_it_is_there(tmp_path: Path) -> None:
-    recorder = Recorder("Do it.", 10)
+    recorder = Recorder(SPEC, "Do it.")
     fill(tmp_path / "once", EPISODES, recorder)
     fill(tmp_path / "often", EPISODES, recorder, commit_every=1)
     for name in ("data/chunk-000/file-000.parquet", "meta/info.json", "meta/stats.json", "meta/tasks.parquet"):
@@ -98,7 +102,7 @@ def test_commits_change_nothing_but_when_it_is_there(tmp_path: Path) -> None:
 
 
 def test_statistics_are_those_of_all_frames(tmp_path: Path) -> None:
-    fill(tmp_path / "set", EPISODES, Recorder("Do it.", 10))
+    fill(tmp_path / "set", EPISODES, Recorder(SPEC, "Do it."))
     stats = json.loads((tmp_path / "set/meta/stats.json").read_text())
     actions = np.concatenate([each.actions for each in EPISODES]).astype(np.float64)
     for name, value in {"mean": actions.mean(0), "std": actions.std(0), "min": actions.min(0)}.items():
@@ -123,7 +127,7 @@ def test_image_statistics_are_exact() -> None:
 
 @pytest.mark.parametrize("stage", ["videos", "data", "tasks", "stats", "episodes"])
 def test_a_kill_at_any_place_of_a_commit_leaves_a_dataset_that_goes_on(tmp_path: Path, monkeypatch, stage) -> None:
-    recorder = Recorder("Do it.", 10)
+    recorder = Recorder(SPEC, "Do it.")
     folder, whole = tmp_path / "set", tmp_path / "whole"
     fill(whole, EPISODES, recorder)
     made = fill(folder, EPISODES[:1], recorder)
@@ -160,7 +164,7 @@ def test_full_files_make_room_for_the_next(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(writer, "LONGEST_VIDEO_S", 1.0)
     monkeypatch.setattr(writer, "DATA_MB", 0.0005)
     monkeypatch.setattr(writer, "CHUNKS_SIZE", 2)
-    recorder = Recorder("Do it.", 10)
+    recorder = Recorder(SPEC, "Do it.")
     fill(tmp_path / "set", EPISODES, recorder, commit_every=2)
     for kind, suffix in (("videos/observation.image", "mp4"), ("data", "parquet")):
         files = sorted(str(p.relative_to(tmp_path / "set" / kind)) for p in (tmp_path / "set" / kind).rglob("*.*"))
@@ -172,9 +176,9 @@ def test_full_files_make_room_for_the_next(tmp_path: Path, monkeypatch) -> None:
 
 
 def test_other_features_are_refused(tmp_path: Path) -> None:
-    fill(tmp_path / "set", EPISODES[:1], Recorder("Do it.", 10))
+    fill(tmp_path / "set", EPISODES[:1], Recorder(SPEC, "Do it."))
     with pytest.raises(UserError, match="observation.image"):
-        open_writer(tmp_path / "set", Recorder("Do it.", 10, None))
+        open_writer(tmp_path / "set", Recorder(SPEC, "Do it.", None))
 
 
 def test_equal_frames_become_equal_videos() -> None:

@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from robolearn.checkpoints.store import Checkpoints
 from robolearn.data.loader import Loader
 from robolearn.data.sampling import BatchSampler
+from robolearn.episodes import RolloutInterrupted
 from robolearn.normalize import Normalizer
 from robolearn.policies.base import Policy
-from robolearn.rollouts.evaluation import EvalResult, RolloutInterrupted
+from robolearn.rollouts.evaluation import EvalResult
 from robolearn.runs.logger import Logger
 from robolearn.runs.run import Run
 from robolearn.trainer import Cadence, Trainer

@@ -9,7 +9,8 @@ from envs.test_factory import message, toy
 from fakes import fake_env
 
 from robolearn.envs import PushT
-from robolearn.rollouts.evaluation import Evaluator, RolloutInterrupted, seeded, wilson_interval
+from robolearn.episodes import RolloutInterrupted
+from robolearn.rollouts.evaluation import Evaluator, seeded, wilson_interval
 from robolearn.rollouts.video_recorder import grid, mp4, shrink
 
 

@@ -6,9 +6,10 @@ from fakes import fake_env
 
 from robolearn.agent import Agent
 from robolearn.envs import PushT
+from robolearn.episodes import Episode, RolloutInterrupted
 from robolearn.normalize import Normalizer
 from robolearn.policies.base import Policy
-from robolearn.rollouts.rollout import Episode, RolloutInterrupted, rollout
+from robolearn.rollouts.rollout import rollout
 from robolearn.types import Feature, Spec, Window
 
 
@@ -90,7 +91,7 @@ def test_observations_are_kept_with_the_last_one(use_async):
 def test_frames_of_the_chosen_episodes_only(use_async):
     frames: dict[int, list] = {0: [], 2: []}
     film = {place: taken.append for place, taken in frames.items()}
-    episodes = run(toy(episode_length=50), [0, 1, 2], use_async=use_async, film=film)
+    episodes = run(toy(episode_length=50), [0, 1, 2], use_async=use_async, record_video=film)
     for place, taken in frames.items():
         assert len(taken) == len(episodes[place]) + 1
         assert taken[-1][0, 0, 0] == int(np.clip(episodes[place].rewards[-1] * 100 + 100, 0, 255))

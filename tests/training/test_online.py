@@ -15,10 +15,10 @@ from fakes.training import CPU, Line, metrics, saved, status, trainer
 from robolearn.agent import Agent
 from robolearn.data.replay_buffer import ReplayBuffer
 from robolearn.envs.factory import EnvFactory
+from robolearn.episodes import RolloutInterrupted
 from robolearn.errors import UserError
 from robolearn.normalize import Normalizer
 from robolearn.policies.vqbet import VqbetPolicy
-from robolearn.rollouts.rollout import RolloutInterrupted
 from robolearn.rollouts.workers import AsyncRolloutWorker, RolloutResult
 from robolearn.trainer import Trainer
 from robolearn.training.online import Collector, Online

@@ -102,7 +102,7 @@ def make_recorder(cfg: DictConfig, simulator: Any) -> Any:
 
     task = cfg.instruction or simulator.instruction or simulator.id
     encoder = Encoder(cfg.video_codec, cfg.video_crf) if cfg.video else None
-    return Recorder(task, simulator.fps, encoder, cfg.action_label, cfg.action_noise > 0)
+    return Recorder(simulator.spec, task, encoder, cfg.action_label, cfg.action_noise > 0)
 
 
 def check_images(simulator: Any, recorder: Any) -> None:
@@ -161,8 +161,7 @@ def _collect(cfg: DictConfig) -> None:
     simulator = build("env", cfg)
     recorder, recipe = make_recorder(cfg, simulator), make_recipe(cfg, simulator)
     out, spec = Path(cfg.out).expanduser(), simulator.spec
-    shapes = {key: feature.shape for key, feature in spec.observation.items()}
-    features = recorder.features(shapes, spec.action.shape, simulator.success_key is not None)
+    features = recorder.features(simulator.success_key is not None)
     extra = {"settings": spec.settings, RECIPE: recipe}
     with folder_of_its_own(out, recipe):
         writer = DatasetWriter(out, spec.fps, features, robot_type=None, extra=extra)

@@ -16,9 +16,10 @@ from robolearn.collecting.demonstration import EpisodeResult, Noise
 from robolearn.data.lerobot_format.recorder import Recorder
 from robolearn.data.lerobot_format.writer import DatasetWriter
 from robolearn.envs.factory import EnvFactory
+from robolearn.episodes import Actor, Episode, Observation, RolloutInterrupted
 from robolearn.errors import UserError
 from robolearn.rollouts.evaluation import seeded
-from robolearn.rollouts.rollout import Actor, Episode, Observation, RolloutInterrupted, rollout
+from robolearn.rollouts.rollout import rollout
 from robolearn.runs.run import flatten
 from robolearn.system.files import is_full
 

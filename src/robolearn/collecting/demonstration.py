@@ -19,8 +19,8 @@ import numpy as np
 from robolearn.collecting.experts.expert import Demonstrator
 from robolearn.data.lerobot_format.recorder import Record, Recorder
 from robolearn.envs.wrappers import one_line
+from robolearn.episodes import Episode, Observation
 from robolearn.errors import UserError
-from robolearn.rollouts.rollout import Episode, Observation
 
 SIGNALS = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2")
 

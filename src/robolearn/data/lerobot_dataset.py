@@ -19,7 +19,7 @@ from robolearn.data.video import frame_cache
 from robolearn.data.video.placement import Tier, choose_tier
 from robolearn.errors import UserError
 from robolearn.system.paths import cache_dir
-from robolearn.types import Batch, Feature, Kind, Spec, Window
+from robolearn.types import Batch, Feature, Spec, Window, kind_of
 
 log = logging.getLogger(__name__)
 
@@ -263,9 +263,7 @@ def make_spec(meta: Meta) -> Spec:
     observation = {}
     for key, column in meta.columns.items():
         if key.startswith("observation.") and column.dtype not in TEXT:
-            kind: Kind = "VISUAL" if column.is_visual else "STATE"
-            kind = "ENV" if key == "observation.environment_state" else kind
-            observation[key] = Feature(kind, column.shape)
+            observation[key] = Feature(kind_of(key, column.is_visual), column.shape)
     # Numbers without words are used by no frame, which is checked when frames are read.
     tasks = tuple(meta.tasks.get(number, "") for number in range(max(meta.tasks, default=-1) + 1))
     return Spec(observation, Feature("ACTION", meta.columns["action"].shape), meta.fps, meta.settings, tasks)

@@ -15,10 +15,10 @@ from torch import Tensor
 
 from robolearn.data.lerobot_dataset import gather
 from robolearn.data.video.placement import choose_tier
+from robolearn.episodes import Episode
 from robolearn.errors import UserError
-from robolearn.rollouts.rollout import Episode
 from robolearn.system.files import disk_full_as_user_error, write_bytes
-from robolearn.types import Batch, Spec, Window
+from robolearn.types import Batch, Feature, Spec, Window
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class ReplayBuffer:
         self._end = 0
         with disk_full_as_user_error(folder):
             folder.mkdir(parents=True, exist_ok=True)
-        columns = {key: (_dtype(key), feature.shape) for key, feature in spec.observation.items()}
+        columns = {key: (_dtype(feature), feature.shape) for key, feature in spec.observation.items()}
         columns |= {"action": (torch.float32, spec.action.shape), "next.reward": (torch.float32, ())}
         columns |= {f"next.{flag}": (torch.bool, ()) for flag in ("done", "success", "terminated")}
         columns |= {"episode_index": (torch.int64, ()), "_first": (torch.int64, ()), "_steps": (torch.int64, ())}
@@ -260,8 +260,8 @@ def _columns(episode: Episode) -> dict[str, np.ndarray]:
     }
 
 
-def _dtype(key: str) -> torch.dtype:
-    return torch.uint8 if key.startswith("observation.image") else torch.float32
+def _dtype(feature: Feature) -> torch.dtype:
+    return torch.uint8 if feature.is_image else torch.float32
 
 
 def _bytes(frames: int, dtype: torch.dtype, shape: tuple[int, ...]) -> int:

@@ -5,7 +5,7 @@ import difflib
 import functools
 import logging
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import gymnasium as gym
 from gymnasium import spaces
@@ -21,9 +21,7 @@ from robolearn.envs.wrappers import (
     one_line,
 )
 from robolearn.errors import UserError
-
-if TYPE_CHECKING:  # torch stays out of the worker processes
-    from robolearn.types import Spec
+from robolearn.types import Feature, Spec, kind_of
 
 log = logging.getLogger(__name__)
 
@@ -102,14 +100,12 @@ class EnvFactory:
         return {}
 
     @functools.cached_property
-    def spec(self) -> "Spec":
+    def spec(self) -> Spec:
         """What is observed and commanded; opens the simulator once, without a step.
 
         Raises:
             UserError: The simulator can't be opened, or its spaces can't be recorded.
         """
-        from robolearn.types import Feature, Spec
-
         env = self.env_fn()()
         try:
             action = env.action_space
@@ -121,7 +117,7 @@ class EnvFactory:
             if real and real != self.fps:
                 log.warning("env.fps=%g, but %s says that it runs at %g steps a second.", self.fps, self.id, real)
             observation = {
-                key: Feature(_kind(key), tuple(space.shape))
+                key: Feature(kind_of(key), tuple(space.shape))
                 for key, space in env.observation_space.items()  # type: ignore[attr-defined]
             }
         finally:
@@ -216,7 +212,7 @@ def open_simulator(
     return FreezeAfterEpisodeEnd(SuccessWrapper(FlattenToDatasetKeys(env, features_map), success_key), id)
 
 
-def check_same_spec(dataset: "Spec", env: "Spec") -> None:
+def check_same_spec(dataset: Spec, env: Spec) -> None:
     """See that a policy of this dataset can act in this simulator.
 
     Args:
@@ -249,7 +245,7 @@ def check_same_spec(dataset: "Spec", env: "Spec") -> None:
             )
 
 
-def _remedy(dataset: "Spec", env: "Spec") -> str:
+def _remedy(dataset: Spec, env: Spec) -> str:
     missing = [feature.kind for key, feature in dataset.observation.items() if key not in env.observation]
     if dataset.action.shape != env.action.shape or not missing:
         return "choose the dataset and the env of one robot (dataset=, dataset.root=, env=)"
@@ -267,12 +263,6 @@ def _remedy(dataset: "Spec", env: "Spec") -> str:
         f"set env.obs_type={obs_type}, or choose a dataset recorded with what the simulator gives{other} "
         "(dataset=, dataset.root=)"
     )
-
-
-def _kind(key: str) -> Any:
-    if key.startswith("observation.image"):
-        return "VISUAL"
-    return "ENV" if key == "observation.environment_state" else "STATE"
 
 
 def _unknown_id(id: str, id_key: str) -> str:

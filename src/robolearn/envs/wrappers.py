@@ -17,11 +17,11 @@ from gymnasium import spaces
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 from gymnasium.vector.async_vector_env import _async_worker
 
+from robolearn.episodes import Observation
 from robolearn.errors import UserError
+from robolearn.types import kind_of
 
 log = logging.getLogger(__name__)
-
-Observation = dict[str, np.ndarray]
 
 CHANNELS = (1, 3, 4)
 
@@ -63,7 +63,7 @@ class FlattenToDatasetKeys(gym.ObservationWrapper):
                 f"The simulator's observation {name!r} is a {type(space).__name__}, which has no place in a dataset; "
                 f"map it to null in env.features_map or give a Box instead."
             )
-        if not key.startswith("observation.image"):
+        if kind_of(key) != "VISUAL":
             shape = space.shape or (1,)
             return spaces.Box(-np.inf, np.inf, shape, np.float32)
         if space.dtype != np.uint8 or len(space.shape) != 3:

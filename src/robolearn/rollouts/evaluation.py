@@ -15,12 +15,11 @@ import torch
 from tqdm import tqdm
 
 from robolearn.envs.factory import EnvFactory
+from robolearn.episodes import Actor, Episode, FrameSink
 from robolearn.errors import UserError
-from robolearn.rollouts.rollout import Actor, Episode, FrameSink, RolloutInterrupted, rollout
+from robolearn.rollouts.rollout import rollout
 from robolearn.rollouts.video_recorder import grid, mp4, shrink
 from robolearn.system.files import write_json
-
-__all__ = ["EvalResult", "Evaluator", "RolloutInterrupted"]
 
 TILE = 192
 """Pixels a side that an episode may take in the grid's video."""
@@ -171,6 +170,7 @@ class VideoRecorder:
         return self._files.__exit__(*error)
 
     def sink(self, number: int) -> FrameSink:
+        """Takes the frames of an episode by its index."""
         name, small = f"episode_{number:03d}.mp4", []
         write = self._files.enter_context(mp4(self.folder / name, self.fps))
         self.names.append(name)

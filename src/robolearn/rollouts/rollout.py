@@ -1,62 +1,12 @@
 """Episodes of an agent in a vector of simulators, for evaluation and for collecting data alike."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 
 from robolearn.envs.wrappers import VectorEnv
+from robolearn.episodes import Actor, Episode, FrameSink, Observation, RolloutInterrupted
 from robolearn.errors import UserError
-
-Observation = dict[str, np.ndarray]
-FrameSink = Callable[[np.ndarray], None]
-
-
-class Actor(Protocol):
-    """What acts in N simulators at once: an `Agent`, or a script."""
-
-    def reset(self) -> None:
-        """Forget everything; new episodes start."""
-
-    def __call__(self, observation: Observation, /) -> np.ndarray:
-        """Actions (N, A) for observations (N, ...), in the simulator's units."""
-        ...
-
-
-class RolloutInterrupted(Exception):  # noqa: N818 (nothing went wrong)
-    """A rollout that was asked to stop before its end."""
-
-
-@dataclass(frozen=True)
-class Episode:
-    """One episode of T steps, the terminal one included and nothing after it.
-
-    Attributes:
-        seed: The simulator's seed.
-        actions: (T, A) float32, as they were given to the simulator.
-        rewards: (T,) float64.
-        successes: (T,) bool, what the simulator said at each step; None where it knows no success.
-        terminated: The task ended it.
-        truncated: The time limit ended it.
-        observations: (T + 1, ...) by dataset key, the last one seen after the last action; None unless kept.
-    """
-
-    seed: int
-    actions: np.ndarray
-    rewards: np.ndarray
-    successes: np.ndarray | None
-    terminated: bool
-    truncated: bool
-    observations: Observation | None = None
-
-    @property
-    def success(self) -> bool | None:
-        """Whether the simulator reported a success at any step; None where it knows none."""
-        return None if self.successes is None else bool(self.successes.any())
-
-    def __len__(self) -> int:
-        return len(self.rewards)
 
 
 class _Record:

@@ -8,7 +8,7 @@ from pathlib import Path
 import av
 import numpy as np
 
-from robolearn.rollouts.rollout import FrameSink
+from robolearn.episodes import FrameSink
 
 
 @contextmanager

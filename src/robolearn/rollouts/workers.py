@@ -19,11 +19,12 @@ from torch import Tensor
 from robolearn.agent import Agent
 from robolearn.envs.factory import EnvFactory
 from robolearn.envs.wrappers import VectorEnv
+from robolearn.episodes import Episode, RolloutInterrupted
 from robolearn.errors import UserError
 from robolearn.normalize import Normalizer
 from robolearn.policies.base import Policy
 from robolearn.rollouts.evaluation import seeded
-from robolearn.rollouts.rollout import Episode, RolloutInterrupted, rollout
+from robolearn.rollouts.rollout import rollout
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ import yaml
 
 from robolearn.errors import UserError, did_you_mean
 from robolearn.system.paths import conf_dir
+from robolearn.types import kind_of
 
 KINDS = ("act", "diffusion", "pi0", "tdmpc", "vqbet")
 """LeRobot's types of policies that can be read; each is also the name of an option of the group policy."""
@@ -206,24 +207,20 @@ def _check_features(file: Path, name: str, features: Any) -> None:
 
 def _from_2024(file: Path, config: dict[str, Any]) -> dict[str, Any]:
     """Bring a config.json of 2024, with shapes and modes by key and without a type, to the later form."""
-    kind = next((kind for kind, sign in TYPE_MARKERS.items() if sign in config), None)
+    policy_type = next((name for name, marker in TYPE_MARKERS.items() if marker in config), None)
     new = {key: value for key, value in config.items() if not re.fullmatch(r"(input|output)_\w+(shapes|modes)", key)}
     new = {key: value for key, value in new.items() if key not in ("input_shapes", "output_shapes")}
     shapes = {**config["input_shapes"], **config.get("output_shapes", {})}
-    features = {key: {"type": _kind(key), "shape": shape} for key, shape in shapes.items()}
-    new["type"] = config.get("type", kind)
+    features = {key: {"type": kind_of(key), "shape": shape} for key, shape in shapes.items()}
+    new["type"] = config.get("type", policy_type)
     new["output_features"] = {"action": features.pop("action")} if "action" in features else {}
     new["input_features"] = features
     modes = {**config.get("input_normalization_modes", {}), **config.get("output_normalization_modes", {})}
     mapping: dict[str, str] = {}
     for key, mode in modes.items():
-        if mapping.setdefault(_kind(key), mode.upper()) != mode.upper():
-            raise UserError(f"{file}: features of the kind {_kind(key)} are normalised in two ways; one is supported.")
+        if mapping.setdefault(kind_of(key), mode.upper()) != mode.upper():
+            raise UserError(
+                f"{file}: features of the kind {kind_of(key)} are normalised in two ways; one is supported."
+            )
     new["normalization_mapping"] = mapping
     return new
-
-
-def _kind(key: str) -> str:
-    if key.startswith("observation.image"):
-        return "VISUAL"
-    return {"action": "ACTION", "observation.environment_state": "ENV"}.get(key, "STATE")

@@ -11,13 +11,14 @@ from PIL import Image
 
 from robolearn.data.lerobot_format.episode_stats import image_stats
 from robolearn.data.video.encode import Clip, Encoder
-from robolearn.rollouts.rollout import Episode
+from robolearn.episodes import Episode
+from robolearn.types import Spec
 
-Feature = dict[str, Any]
+InfoFeature = dict[str, Any]
 """A feature of ``info.json``: dtype, shape and names."""
 
 
-def feature(dtype: str, shape: Sequence[int], names: Any = None) -> Feature:
+def feature(dtype: str, shape: Sequence[int], names: Any = None) -> InfoFeature:
     """A feature as ``info.json`` has it."""
     return {"dtype": dtype, "shape": list(shape), "names": names}
 
@@ -49,8 +50,8 @@ class Recorder:
     """Turns episodes into records.
 
     Args:
-        task: What is done, in words.
-        fps: Frames a second.
+        spec: The features of the episodes, and their frame rate.
+        task: The instruction.
         encoder: How images become video; None keeps them as PNG, without loss, among the numbers.
         label: Which action is recorded as ``action`` where noise was added: the one that was meant (``clean``), for
             imitation, or the one that was ``executed``, for reinforcement learning. The other one is recorded as
@@ -58,8 +59,8 @@ class Recorder:
         noisy: Whether noise was added.
     """
 
+    spec: Spec
     task: str
-    fps: float
     encoder: Encoder | None = field(default_factory=Encoder)
     label: Literal["clean", "executed"] = "clean"
     noisy: bool = False
@@ -69,25 +70,23 @@ class Recorder:
         """The key of the action that is not the label; None where both are one."""
         return f"{'executed' if self.label == 'clean' else 'clean'}_action" if self.noisy else None
 
-    def features(self, observation: Mapping[str, Sequence[int]], action: Sequence[int], success: bool) -> dict:
+    def features(self, success: bool) -> dict[str, InfoFeature]:
         """The features of ``info.json``.
 
         Args:
-            observation: Shapes of what is observed, images (C, H, W).
-            action: Shape of actions.
-            success: Whether the simulator knows success.
+            success: Whether the simulator reports success.
         """
-        features: dict[str, Feature] = {}
-        for key, shape in observation.items():
-            if key.startswith("observation.image"):
-                channels, height, width = shape
+        features: dict[str, InfoFeature] = {}
+        for key, observed in self.spec.observation.items():
+            if observed.is_image:
+                channels, height, width = observed.shape
                 kind = "video" if self.encoder else "image"
                 features[key] = feature(kind, [height, width, channels], ["height", "width", "channels"])
             else:
-                features[key] = feature("float32", shape)
-        features["action"] = feature("float32", action)
+                features[key] = feature("float32", observed.shape)
+        features["action"] = feature("float32", self.spec.action.shape)
         if self.other_action:
-            features[self.other_action] = feature("float32", action)
+            features[self.other_action] = features["action"]
         features["next.reward"] = feature("float32", [1])
         features["next.done"] = feature("bool", [1])
         if success:
@@ -102,12 +101,12 @@ class Recorder:
         clips, stats = {}, {}
         for key, values in episode.observations.items():
             frames = values[:length]
-            if not key.startswith("observation.image"):
+            if not self.spec.observation[key].is_image:
                 columns[key] = frames
                 continue
             stats[key] = image_stats(frames)
             if self.encoder:
-                clips[key] = self.encoder(frames, self.fps)
+                clips[key] = self.encoder(frames, self.spec.fps)
             else:
                 columns[key] = pa.array([{"bytes": _png(frame), "path": None} for frame in frames], PICTURE)
         actions = {"clean": clean, "executed": episode.actions}

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from robolearn.data.lerobot_format.episode_stats import column_stats
-from robolearn.data.lerobot_format.recorder import Feature, Record, feature
+from robolearn.data.lerobot_format.recorder import InfoFeature, Record, feature
 from robolearn.data.lerobot_format.stats import RawStats, aggregate
 from robolearn.data.video import encode as video
 from robolearn.data.video.encode import Clip
@@ -68,7 +68,7 @@ class DatasetWriter:
         self,
         root: Path,
         fps: float,
-        features: Mapping[str, Feature],
+        features: Mapping[str, InfoFeature],
         robot_type: str | None = None,
         extra: Mapping[str, Any] | None = None,
     ) -> None:
@@ -333,7 +333,7 @@ def _tasks_table(tasks: list[str]) -> pa.Table:
     return table.replace_schema_metadata({"pandas": json.dumps(described)})
 
 
-def numbers(column: pa.ChunkedArray, of: Feature) -> np.ndarray:
+def numbers(column: pa.ChunkedArray, of: InfoFeature) -> np.ndarray:
     """A column of numbers as (n, *shape)."""
     values: Any = column.combine_chunks()
     while pa.types.is_nested(values.type):
@@ -341,7 +341,7 @@ def numbers(column: pa.ChunkedArray, of: Feature) -> np.ndarray:
     return values.to_numpy(zero_copy_only=False).reshape(len(column), *of["shape"])
 
 
-def _arrow(values: np.ndarray, of: Feature) -> pa.Array:
+def _arrow(values: np.ndarray, of: InfoFeature) -> pa.Array:
     kind, shape = KINDS[of["dtype"]], tuple(of["shape"])
     flat = pa.array(np.ascontiguousarray(values).reshape(-1), kind)
     if shape == (1,):
@@ -368,7 +368,7 @@ def _texts(record: Record, length: int = 1) -> Sequence[str]:
     return [record.task] * length if isinstance(record.task, str) else record.task
 
 
-def _differs(key: str, one: Mapping[str, Feature], other: Mapping[str, Feature]) -> bool:
+def _differs(key: str, one: Mapping[str, InfoFeature], other: Mapping[str, InfoFeature]) -> bool:
     return {**one.get(key, {}), "info": None} != {**other.get(key, {}), "info": None}
 
 
