@@ -324,8 +324,7 @@ class Trainer:
         if folder is None:
             self.logger.truncate_after(-1)
             if self.start:
-                self.start.load(self.policy)
-                self.start.load_statistics(self.normalizer, otherwise_own=True)
+                self.start.init_weights(self.policy, self.normalizer)
             else:
                 self.policy.load_pretrained()
             if self.ema:

@@ -64,15 +64,24 @@ class PretrainedCheckpoint:
         self._check(policy, tensors)
         policy.load_state_dict({name[len("policy.") :]: v for name, v in tensors.items() if name.startswith("policy.")})
 
-    def load_statistics(self, normalizer: Normalizer, otherwise_own: bool = False) -> None:
+    def init_weights(self, policy: Policy, normalizer: Normalizer) -> None:
+        """Fill a policy and its normaliser; statistics that the checkpoint lacks keep their value.
+
+        Raises:
+            UserError: The weights do not fit.
+        """
+        self.load(policy)
+        self.load_statistics(normalizer, strict=False)
+
+    def load_statistics(self, normalizer: Normalizer, strict: bool = True) -> None:
         """Fill a normaliser.
 
         Args:
             normalizer: Filled in place.
-            otherwise_own: Statistics that the checkpoint lacks stay what they are; a line in the log tells which.
+            strict: Whether missing statistics are an error; otherwise they keep their value, and a warning names them.
 
         Raises:
-            UserError: Statistics are missing or not finite, and have no value of their own.
+            UserError: Statistics are missing or not finite, and `strict`.
         """
         found = self.load_stats()
         taken, faults = {}, {}
@@ -86,7 +95,7 @@ class PretrainedCheckpoint:
                 faults[name] = "are not finite"
             else:
                 taken[name] = value.reshape(own.shape)
-        if faults and not otherwise_own:
+        if faults and strict:
             name, fault = next(iter(faults.items()))
             raise UserError(
                 f"{self.folder}: the statistics {_told(name)} {fault}, without which its policy cannot act; "
