@@ -35,7 +35,7 @@ def fixture_folder(request, shared, tmp_path):
     """A recorded run of the reference as a checkpoint of February 2025, and its state dict."""
     fixture = parity.Fixture(shared / "golden/public" / request.param)
     policy, normalizer = parity.build(fixture)
-    kept = parity.lerobot.exported(
+    kept = parity.weights.to_lerobot(
         fixture.config["type"], policy, normalizer, fixture.first_step > 0, "separate" in fixture.name
     )
     state = {row["name"]: fixture.weight(row) for row in fixture.state}
@@ -100,8 +100,8 @@ def test_an_export_is_read_in_both_layouts(tmp_path):
 
 def test_a_single_encoder_of_its_own_has_a_number(tmp_path):
     config = lerobot.config("diffusion", use_separate_rgb_encoder_per_camera=True)
-    policy, normalizer = parity.lerobot.build(config)
-    state = parity.lerobot.exported("diffusion", policy, normalizer, separate_encoders=True)
+    policy, normalizer = parity.weights.build(config)
+    state = parity.weights.to_lerobot("diffusion", policy, normalizer, separate_encoders=True)
     folder = lerobot.write(tmp_path / "a", config, state)
     policy, normalizer = load_policy(folder, CPU)
     export(folder, tmp_path / "out", policy, normalizer, PretrainedCheckpoint(folder).spec())

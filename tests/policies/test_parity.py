@@ -196,8 +196,8 @@ def test_another_pi0_is_caught(
 @pytest.mark.parametrize("key", ["loss_over_padded_dims", "time_sampling"])
 def test_a_mended_pi0_is_another(shared: Path, key: str, monkeypatch: pytest.MonkeyPatch) -> None:
     mended = {"loss_over_padded_dims": False, "time_sampling": "beta"}
-    reference = parity.lerobot.REFERENCE["pi0"] | {key: mended[key]}
-    monkeypatch.setitem(parity.lerobot.REFERENCE, "pi0", reference)
+    reference = parity.weights.REFERENCE["pi0"] | {key: mended[key]}
+    monkeypatch.setitem(parity.weights.REFERENCE, "pi0", reference)
     assert status(monkeypatch, shared / FIXTURES / "pi0_tiny_f32") == 1
 
 
@@ -219,8 +219,8 @@ def test_another_vqbet_is_caught(
 
 @pytest.mark.parametrize("key", ["gradient_per_layer", "sample_codes_in_training"])
 def test_a_mended_vqbet_is_another(shared: Path, key: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    reference = parity.lerobot.REFERENCE["vqbet"] | {key: False}
-    monkeypatch.setitem(parity.lerobot.REFERENCE, "vqbet", reference)
+    reference = parity.weights.REFERENCE["vqbet"] | {key: False}
+    monkeypatch.setitem(parity.weights.REFERENCE, "vqbet", reference)
     name = {"gradient_per_layer": "vqbet_phase1", "sample_codes_in_training": "vqbet_phase2"}[key]
     folder = shared / FIXTURES / name
     assert status(monkeypatch, folder) == 1
@@ -228,7 +228,7 @@ def test_a_mended_vqbet_is_another(shared: Path, key: str, monkeypatch: pytest.M
 
 def test_a_search_that_starts_elsewhere_is_caught(shared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     reference = {"q_draws_with_replacement": True, "warm_start_shift": 3}
-    monkeypatch.setitem(parity.lerobot.REFERENCE, "tdmpc", reference)
+    monkeypatch.setitem(parity.weights.REFERENCE, "tdmpc", reference)
     assert "action" in parity.check(parity.Fixture(shared / FIXTURES / "tdmpc_envstate_mpc_chunk")).missed
 
 
