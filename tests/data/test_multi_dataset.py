@@ -91,7 +91,7 @@ def test_joint_statistics_are_those_of_all_frames(folders, tmp_path):
 def test_each_sample_may_be_scaled_by_its_own_dataset(folders, tmp_path):
     both = multi(folders, tmp_path, statistics="per_dataset", acts_with=1).load(CPU)
     mapping = {"VISUAL": "MEAN_STD", "STATE": "MIN_MAX", "ACTION": "MEAN_STD"}
-    normalizer = Normalizer(both.spec, mapping, both.stats, both.per_dataset_stats)
+    normalizer = Normalizer(both.spec, mapping, *both.normalization_stats(lambda one: one.stats))
     parts = [Normalizer(both.spec, mapping, dataset.stats) for dataset in both.datasets]
     batch = both.batch(torch.tensor([2, both.num_frames - 3, 7]), WINDOW)
     encoded = normalizer.encode(batch)

@@ -1,6 +1,6 @@
 """A robot, its demonstrations and a policy as a user might write them, small enough for any test."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from robolearn.data import FrameDataset
 from robolearn.envs import EnvFactory
 from robolearn.errors import UserError
 from robolearn.policies.base import Policy
@@ -53,18 +54,17 @@ class LineSimulator(EnvFactory):
         super().__init__("fakes/Line-v0", 10, 8, {"state": "observation.state"}, package="fakes.line_env")
 
 
-class LineDataset:
+class LineDataset(FrameDataset):
     """What a `dataset` file names."""
 
     spec = SPEC
-    fps = 10.0
-    num_frames, num_episodes = 40, 4
-    tasks = ("go home",)
+    num_frames = 40
     device = torch.device("cpu")
 
     def __init__(self, repo_id: str = "toy/line", root: str | None = None) -> None:
         if root is not None and not Path(root).is_dir():
             raise UserError(f"dataset.root={root}: there is no such folder.")
+        self.name = repo_id
         ones = torch.ones(2)
         both = {"mean": 0 * ones, "std": ones, "min": -ones, "max": ones}
         self.stats = {"observation.state": both, "action": both}
@@ -76,7 +76,9 @@ class LineDataset:
     def valid_indices(self, drop_n_last_frames: int) -> Tensor:
         return torch.arange(self.num_frames)
 
-    def batch(self, indices: Tensor, window: Window, *, pin: bool = False) -> Batch:
+    def batch(
+        self, indices: Tensor, window: Window, *, pin: bool = False, keys: Collection[str] | None = None
+    ) -> Batch:
         states = self.states[indices][:, None]
         pads = torch.zeros(len(indices), 1, dtype=torch.bool)
         return {

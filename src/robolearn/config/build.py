@@ -17,9 +17,8 @@ from robolearn.checkpoints.locate import locate, policy_node
 from robolearn.config.devices import pick_compile, pick_cuda_graph, pick_device, use_fast_kernels
 from robolearn.config.schema import CONFIG_ONLY_KEYS
 from robolearn.data.loader import Loader
-from robolearn.data.multi_dataset import MultiDataset
 from robolearn.data.offline_online_loader import OfflineOnlineLoader
-from robolearn.data.sampling import BatchSampler, WeightedSampler
+from robolearn.data.protocols import FrameDataset
 from robolearn.distributed.world import World
 from robolearn.envs import check_same_spec
 from robolearn.errors import UserError
@@ -33,6 +32,7 @@ from robolearn.training.online import Collector
 from robolearn.training.optim import build_param_groups
 from robolearn.types import Spec, Stats
 
+DATASET_MEMBERS = ("load", "batch", "make_sampler", "normalization_stats", "has_rewards")
 AMP = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -75,6 +75,24 @@ def _refused(key: str, error: Exception) -> UserError:
 def total_steps(cfg: DictConfig) -> int:
     """Updates of all phases."""
     return cfg.offline.steps + cfg.online.steps
+
+
+def build_dataset(cfg: DictConfig) -> FrameDataset:
+    """The dataset, with its description read.
+
+    Raises:
+        UserError: There is none, or it refuses its options.
+    """
+    dataset = build("dataset", cfg)
+    if dataset is None:
+        raise UserError("dataset: there is nothing to train on", key="dataset", fix="choose dataset=NAME")
+    if missing := [name for name in DATASET_MEMBERS if not hasattr(dataset, name)]:
+        raise UserError(
+            f"dataset._target_={cfg.dataset._target_} lacks {missing[0]!r}",
+            key="dataset._target_",
+            fix="subclass robolearn.data.FrameDataset, which documents what a dataset offers",
+        )
+    return dataset
 
 
 def build_policy(cfg: DictConfig, spec: Spec) -> Policy:
@@ -126,27 +144,17 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
 
 
-def make_sampler(dataset: Any, drop_n_last_frames: int, batch_size: int, seed: int) -> BatchSampler:
-    """Which frames each batch holds."""
-    if isinstance(dataset, MultiDataset) and dataset.weights is not None:
-        return WeightedSampler(dataset.valid_parts(drop_n_last_frames), dataset.weights, batch_size, seed)
-    return BatchSampler(dataset.valid_indices(drop_n_last_frames), batch_size, seed)
-
-
-def statistics_of(dataset: Any, policy: Policy) -> tuple[Stats, list[Stats] | None]:
-    """The statistics that actions are scaled by, and those of each dataset where each has its own.
+def normalization_stats(dataset: FrameDataset, policy: Policy) -> tuple[Stats, list[Stats] | None]:
+    """The statistics that actions are unnormalised with, and those of each dataset where each has its own.
 
     Args:
         dataset: Loaded.
         policy: May learn in other units than the dataset's.
     """
-    each = dataset.per_dataset_stats if isinstance(dataset, MultiDataset) else None
-    if policy.space is None:
-        return dataset.stats, each
-    if each is None:
-        return policy.space.statistics(dataset, policy.window, dataset.stats), None
-    each = [policy.space.statistics(one, policy.window, one.stats) for one in dataset.datasets]
-    return each[dataset.acts_with], each
+    space = policy.space
+    if space is None:
+        return dataset.normalization_stats(lambda one: one.stats)
+    return dataset.normalization_stats(lambda one: space.statistics(one, policy.window, one.stats))
 
 
 def mix_in(
@@ -182,7 +190,7 @@ def build_trainer(cfg: DictConfig, run: Run, ranks: World | None = None) -> Trai
     device = pick_device(cfg.device, ranks)
     use_fast_kernels(device)
     seed_everything(cfg.seed)
-    dataset = build("dataset", cfg)
+    dataset = build_dataset(cfg)
     simulator = build("env", cfg)
     if simulator is not None:
         check_same_spec(dataset.spec, simulator.spec)
@@ -191,14 +199,14 @@ def build_trainer(cfg: DictConfig, run: Run, ranks: World | None = None) -> Trai
     optimizer = build("optimizer", cfg, build_param_groups(policy.param_groups(), plain(cfg)["param_groups"]))
     steps = total_steps(cfg)
     frames = dataset.load(device)
-    stats, each = statistics_of(dataset, policy)
+    stats, each = normalization_stats(dataset, policy)
     normalizer = Normalizer(dataset.spec, policy.normalization_mapping, stats, each, policy.space).to(device)
     evaluator = build("eval", cfg, env=simulator) if simulator is not None else None
     words = task_prompts(policy, evaluator, dataset.spec.tasks) if evaluator else []
     amp_dtype = AMP[cfg.amp_dtype] if cfg.use_amp else None
 
     def loader(batch_size: int, seed: int) -> Loader:
-        sampler = make_sampler(dataset, policy.drop_n_last_frames, batch_size, seed)
+        sampler = dataset.make_sampler(batch_size, seed, policy.drop_n_last_frames)
         return Loader(frames, ranks.shard_sampler(sampler), policy.window, device, cfg.num_workers)
 
     batches, collector = loader(cfg.batch_size, cfg.seed), None

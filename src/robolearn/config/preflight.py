@@ -10,13 +10,12 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from robolearn.config.build import AMP, build, build_policy, plain, start_of, total_steps
+from robolearn.config.build import AMP, build, build_dataset, build_policy, plain, start_of, total_steps
 from robolearn.config.compose import Job
 from robolearn.config.devices import pick_device
 from robolearn.config.validate import check_targets
 from robolearn.data.augment import ImageTransforms
-from robolearn.data.lerobot_dataset import LeRobotDataset
-from robolearn.data.multi_dataset import MultiDataset
+from robolearn.data.protocols import FrameDataset
 from robolearn.distributed.world import World
 from robolearn.envs import check_same_spec
 from robolearn.errors import UserError, did_you_mean
@@ -193,9 +192,7 @@ def check_parts(cfg: DictConfig, seen: dict[str, Any]) -> Policy:
             seen[name] = make()
         return seen[name]
 
-    dataset = once(partial(build, "dataset", cfg), "dataset")
-    if dataset is None:
-        raise UserError("dataset: there is nothing to train on; choose dataset=NAME.")
+    dataset = once(partial(build_dataset, cfg), "dataset")
     simulator = once(partial(build, "env", cfg), "env")
     if simulator is not None:
         once(lambda: check_same_spec(dataset.spec, simulator.spec), "env", "dataset")
@@ -209,24 +206,19 @@ def check_parts(cfg: DictConfig, seen: dict[str, Any]) -> Policy:
     return policy
 
 
-def _check_transforms(cfg: DictConfig, dataset: Any) -> None:
+def _check_transforms(cfg: DictConfig, dataset: FrameDataset) -> None:
     transforms = build("image_transforms", cfg)
     if isinstance(transforms, ImageTransforms):
         transforms.check(dataset.spec)
 
 
-def _check_policy(cfg: DictConfig, dataset: Any) -> Policy:
+def _check_policy(cfg: DictConfig, dataset: FrameDataset) -> Policy:
     try:
         with torch.device("meta"):
             policy = build_policy(cfg, dataset.spec)
     except (NotImplementedError, RuntimeError):  # its constructor computes with its weights
         policy = build_policy(cfg, dataset.spec)
     Normalizer(dataset.spec, policy.normalization_mapping, dataset.stats)
-    if policy.window.reward and isinstance(dataset, LeRobotDataset | MultiDataset) and not dataset.has_rewards:
-        raise UserError(
-            f"policy: {type(policy).__name__} learns from rewards, but the dataset has no next.reward; "
-            "choose another one."
-        )
     return policy
 
 
@@ -236,20 +228,19 @@ def _check_tasks(cfg: DictConfig, policy: Policy, seen: dict[str, Any]) -> None:
         return
     name = json.dumps(["tasks", *(plain(cfg)[key] for key in ("policy", "dataset", "env", "eval"))], default=str)
     if name not in seen:
-        tasks = build("dataset", cfg).spec.tasks
+        tasks = build_dataset(cfg).spec.tasks
         TaskEmbeddings(policy, tasks, torch.device("cpu"))
         if (simulator := build("env", cfg)) is not None:
             policy.encode_tasks(task_prompts(policy, build("eval", cfg, env=simulator), tasks))
         seen[name] = True
 
 
-def _check_rewards(cfg: DictConfig, policy: Policy, dataset: Any) -> None:
-    """A policy that learns from rewards needs a dataset that has them."""
-    columns = getattr(dataset, "meta", None) and dataset.meta.columns
-    if policy.needs_reward and columns is not None and "next.reward" not in columns:
+def _check_rewards(cfg: DictConfig, policy: Policy, dataset: FrameDataset) -> None:
+    if (policy.needs_reward or policy.window.reward) and not dataset.has_rewards:
         raise UserError(
-            f"policy._target_={cfg.policy._target_} learns from rewards, but {dataset.name} has no next.reward; "
-            "choose another dataset, or collect one."
+            f"policy._target_={cfg.policy._target_} learns from rewards, but {dataset.name} has no next.reward",
+            key="policy._target_",
+            fix="choose another dataset, or collect one",
         )
 
 

@@ -15,8 +15,10 @@ from robolearn.data.lerobot_format.dataset_root import find_root
 from robolearn.data.lerobot_format.meta import Meta, read_meta, select
 from robolearn.data.lerobot_format.stats import feature_stats
 from robolearn.data.lerobot_format.validation import check_files
+from robolearn.data.protocols import FrameDataset
 from robolearn.data.video import frame_cache
 from robolearn.data.video.placement import Tier, choose_tier
+from robolearn.data.window import WindowGather
 from robolearn.errors import UserError
 from robolearn.system.paths import cache_dir
 from robolearn.types import Batch, Feature, Spec, Window, kind_of
@@ -26,7 +28,7 @@ log = logging.getLogger(__name__)
 PLACES = {"gpu": "memory of the device", "host": "main memory", "disk": "the file, mapped into memory"}
 
 
-class LeRobotDataset:
+class LeRobotDataset(FrameDataset):
     """A dataset in LeRobot's format v2.0, v2.1 or v3.0, from a folder or the Hugging Face hub.
 
     The constructor reads the files below ``meta/`` only; `load` verifies and decodes everything else.
@@ -94,16 +96,18 @@ class LeRobotDataset:
         self._cache: Literal["auto", "gpu", "host", "disk"] = cache
         self._cache_dir = cache_dir
         self._max_gpu_gb, self._max_host_gb = max_gpu_gb, max_host_gb
-        self._device: torch.device | None = None
-        self._data: dict[str, Tensor] = {}
-        self._offsets: dict[tuple[int, ...], Tensor] = {}
+        self._gather: WindowGather | None = None
+
+    @property
+    def _loaded(self) -> WindowGather:
+        if self._gather is None:
+            raise RuntimeError("LeRobotDataset.load(device) comes before its frames can be used")
+        return self._gather
 
     @property
     def device(self) -> torch.device:
-        """Where `batch` gathers, and so where batches come to lie. Known once loaded."""
-        if self._device is None:
-            raise RuntimeError("LeRobotDataset.load(device) comes before its frames can be used")
-        return self._device
+        """Where `batch` gathers. Known once loaded."""
+        return self._loaded.device
 
     @property
     def has_rewards(self) -> bool:
@@ -149,9 +153,8 @@ class LeRobotDataset:
             data[key] = _tensor(values, key, self.spec).to(home)
         lengths = torch.as_tensor([episode.length for episode in self.episodes])
         first = torch.as_tensor(table.starts[:-1]).repeat_interleave(lengths)
-        data["_first"] = first.to(home)
-        data["_last"] = (first + lengths.repeat_interleave(lengths) - 1).to(home)
-        self._data, self._device, self._offsets = data, home, {}
+        last = first + lengths.repeat_interleave(lengths) - 1
+        self._gather = WindowGather(self.spec, data, first.to(home), last.to(home))
         self._task_index = data["task_index"].cpu()
         self._report(tier, size, folder)
         return self
@@ -188,51 +191,18 @@ class LeRobotDataset:
     def batch(
         self, indices: Tensor, window: Window, *, pin: bool = False, keys: Collection[str] | None = None
     ) -> Batch:
-        """The frames at `indices` with their windows.
+        """The frames at `indices` with their windows; see `robolearn.data.protocols.FrameSource.batch`.
 
-        Waits for no device; offsets beyond an episode's ends give its nearest frame.
+        Beside ``index`` and ``task_index``, every other scalar of the dataset is in it, such as ``episode_index``,
+        ``frame_index``, ``timestamp`` and ``next.done``. ``index`` is the dataset's own.
 
         Args:
-            indices: int64 (B,), frames of the chosen episodes counted from 0.
+            indices: int64 (B,), frames of the chosen episodes, from 0.
             window: Offsets, in frames, of observations, actions and rewards.
-            pin: Gather into page-locked memory, from where a copy to the GPU needs no waiting.
+            pin: Gather into page-locked memory.
             keys: Gather these alone; None for everything.
-
-        Returns:
-            Every feature of `spec` as (B, T, *shape) and, if the window asks for it, ``next.reward`` (B, T),
-            each with ``<key>_is_pad`` (B, T); every other number of the dataset (``index``,
-            ``episode_index``, ``frame_index``, ``timestamp``, ``task_index``, ``next.done``...) as (B,). Images
-            are uint8, other features of `spec` float32.
         """
-        home = self.device
-        if indices.device != home:
-            source = indices.pin_memory() if home.type == "cuda" else indices
-            indices = source.to(home, non_blocking=True)
-        first, last = self._data["_first"][indices], self._data["_last"][indices]
-        windowed = dict.fromkeys(self.spec.observation, window.observation) | {"action": window.action}
-        if window.reward and "next.reward" in self._data:
-            windowed["next.reward"] = window.reward
-        rows: dict[tuple[int, ...], tuple[Tensor, Tensor]] = {}
-        result: Batch = {}
-        for key, offsets in windowed.items():
-            if keys is not None and key not in keys:
-                continue
-            if offsets not in rows:
-                wanted = indices[:, None] + self._offset(offsets)
-                low, high = first[:, None], last[:, None]
-                rows[offsets] = (wanted.clamp(low, high), (wanted < low) | (wanted > high))
-            where, pad = rows[offsets]
-            result[key] = gather(self._data[key], where, pin)
-            result[f"{key}_is_pad"] = pad.pin_memory() if pin else pad
-        for key, values in self._data.items():
-            if key not in windowed and not key.startswith("_") and (keys is None or key in keys):
-                result[key] = gather(values, indices, pin)
-        return result
-
-    def _offset(self, offsets: tuple[int, ...]) -> Tensor:
-        if offsets not in self._offsets:  # Kept, because a copy from ordinary memory makes the host wait.
-            self._offsets[offsets] = torch.tensor(offsets, dtype=torch.int64).to(self.device)
-        return self._offsets[offsets]
+        return self._loaded(indices, window, pin=pin, keys=keys)
 
     def valid_indices(self, drop_n_last_frames: int) -> Tensor:
         """The frames to train on: int64 (n,), all but the last `drop_n_last_frames` of every episode.
@@ -292,12 +262,3 @@ def _tensor(values: np.ndarray, key: str, spec: Spec) -> Tensor:
     if key == "action" or key in spec.observation:
         return tensor.to(torch.float32)
     return tensor.squeeze(1) if tensor.ndim == 2 and tensor.shape[1] == 1 else tensor
-
-
-def gather(data: Tensor, rows: Tensor, pin: bool) -> Tensor:
-    """``data[rows]`` for rows of any shape, into page-locked memory if `pin`."""
-    shape = (*rows.shape, *data.shape[1:])
-    if not pin:
-        return data.index_select(0, rows.reshape(-1)).view(shape)
-    out = torch.empty((rows.numel(), *data.shape[1:]), dtype=data.dtype, pin_memory=True)
-    return torch.index_select(data, 0, rows.reshape(-1), out=out).view(shape)

@@ -1,53 +1,42 @@
-"""Batches ahead of time: threads gather the coming ones while the present one is trained on."""
+"""Batches of a sampler in order, gathered ahead by threads while the current one is trained on."""
 
 from collections import deque
 from collections.abc import Generator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from robolearn.data.protocols import FrameSource
 from robolearn.data.sampling import BatchSampler, ShardedSampler
-from robolearn.errors import UserError
+from robolearn.errors import at_least
 from robolearn.types import Batch, Window
-
-
-class FrameDataset(Protocol):
-    """What serves batches by index, as `robolearn.data.LeRobotDataset` does."""
-
-    @property
-    def device(self) -> torch.device:
-        """Where batches come to lie."""
-        ...
-
-    def batch(self, indices: Tensor, window: Window, *, pin: bool = False) -> Batch:
-        """The frames `indices` (B,) with their windows; `pin` asks for page-locked host memory."""
-        ...
 
 
 class Loader:
     """Serves the batches of a sampler in order, on a device.
 
     Args:
-        dataset: What gathers them; threads call it at the same time.
-        sampler: Which indices batch k holds.
-        window: The frames around each index.
+        dataset: Gathers the batches, in several threads at the same time.
+        sampler: Gives the indices of batch k.
+        window: Offsets of the frames around each index.
         device: Where the batches go.
-        num_workers: Threads that gather ahead; 0 gathers when asked. Gathering copies memory outside
-            Python's lock, so that threads do. A dataset that lies on `device` needs none and uses none.
+        num_workers: Threads that gather ahead; with 0 a batch is gathered when it is asked for. Threads suffice, since
+            gathering copies memory outside Python's lock. A dataset that lies on `device` uses none.
+
+    Raises:
+        UserError: `num_workers` is negative.
     """
 
     def __init__(
         self,
-        dataset: FrameDataset,
+        dataset: FrameSource,
         sampler: BatchSampler | ShardedSampler,
         window: Window,
         device: torch.device,
         num_workers: int,
     ):
-        if num_workers < 0:
-            raise UserError(f"num_workers is {num_workers}, but it counts threads: use 0 or more.")
+        at_least(0, num_workers=num_workers)
         self.dataset = dataset
         self.sampler = sampler
         self.window = window
@@ -62,7 +51,7 @@ class Loader:
     def iter_from(self, k: int) -> Generator[Batch, None, None]:
         """Batches k, k + 1, ... without end. Closing the generator ends its threads.
 
-        An exception of a thread is raised here, at the batch it belongs to.
+        An exception in a thread is raised here, at the batch it belongs to.
         """
         resident = self.dataset.device.type != "cpu"
         if resident or self.num_workers == 0:

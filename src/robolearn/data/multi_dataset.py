@@ -1,7 +1,7 @@
 """Several datasets as one: what all of them have, drawn by weights."""
 
 import logging
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -14,6 +14,8 @@ from robolearn.data.lerobot_dataset import LeRobotDataset, check_excluded
 from robolearn.data.lerobot_format.columns import DEMANDED
 from robolearn.data.lerobot_format.meta import Column
 from robolearn.data.lerobot_format.stats import RawStats, aggregate, feature_stats
+from robolearn.data.protocols import FrameDataset
+from robolearn.data.sampling import BatchSampler, WeightedSampler
 from robolearn.data.video.placement import choose_tier
 from robolearn.errors import UserError
 from robolearn.types import Batch, Spec, Stats, Window
@@ -21,7 +23,7 @@ from robolearn.types import Batch, Spec, Stats, Window
 log = logging.getLogger(__name__)
 
 
-class MultiDataset:
+class MultiDataset(FrameDataset):
     """Serves the frames of several datasets of one robot, one after another, as one dataset would.
 
     Only keys that all of them have, with the same shape, are served; the others are named in the log and not decoded.
@@ -46,7 +48,6 @@ class MultiDataset:
         datasets: The datasets.
         spec: The common features.
         stats: float32 statistics of every feature of `spec`, which actions are taken with.
-        per_dataset_stats: Those of each dataset, where they are what training normalises with; else None.
         fps: Frames a second, of all.
         num_frames: Frames of all; batches count them from 0.
         num_episodes: Episodes of all.
@@ -91,7 +92,7 @@ class MultiDataset:
             dataset.select_columns(dataset.meta.columns.keys() - set(exclude))
         self.spec = self._unite()
         each = [dataset.stats for dataset in self.datasets]
-        self.per_dataset_stats = each if statistics == "per_dataset" else None
+        self._is_per_dataset = statistics == "per_dataset"
         self.stats = each[acts_with] if statistics == "per_dataset" else self._joint_stats(use_imagenet_stats)
         self.fps = self.spec.fps
         self.num_frames = sum(dataset.num_frames for dataset in self.datasets)
@@ -102,7 +103,7 @@ class MultiDataset:
         self._starts = np.cumsum([0, *(dataset.num_frames for dataset in self.datasets)])
         self._cache: Literal["auto", "gpu", "host", "disk"] = cache
         self._max_gpu_gb, self._max_host_gb = max_gpu_gb, max_host_gb
-        self._task_numbers: list[Tensor] = []
+        self._task_indices: list[Tensor] = []
 
     @property
     def device(self) -> torch.device:
@@ -124,24 +125,23 @@ class MultiDataset:
         tier = choose_tier(self._cache, size, torch.device(device), self._max_gpu_gb, self._max_host_gb)
         for dataset in self.datasets:
             dataset.load(device, tier)
-        self._task_numbers = [self._numbers(dataset).to(self.device) for dataset in self.datasets]
+        self._task_indices = [self._common_indices(dataset).to(self.device) for dataset in self.datasets]
         return self
 
     def batch(
         self, indices: Tensor, window: Window, *, pin: bool = False, keys: Collection[str] | None = None
     ) -> Batch:
-        """The frames at `indices` with their windows, as `LeRobotDataset.batch` gives them.
+        """The frames at `indices` with their windows, as `LeRobotDataset.batch` returns them.
 
-        ``dataset_index`` (B,) is added; ``task_index`` counts in `tasks`, while ``index`` and ``episode_index`` stay
-        those of each dataset.
+        ``dataset_index`` (B,) is added; ``task_index`` is the index in `tasks`, while ``index`` and ``episode_index``
+        are those of each dataset.
 
         Args:
-            indices: int64 (B,), frames of all datasets counted from 0, on the CPU.
+            indices: int64 (B,), frames of all datasets, from 0, on the CPU.
             window: Offsets, in frames, of observations, actions and rewards.
             pin: Gather into page-locked memory.
-            keys: Gather these, ``task_index`` and ``dataset_index`` alone; None for everything.
+            keys: Gather these alone; None for everything.
         """
-        keys = None if keys is None else {*keys, "task_index"}
         rows = indices.cpu()
         owner = torch.bucketize(rows, torch.as_tensor(self._starts[1:]), right=True)
         parts: list[Batch] = []
@@ -149,15 +149,17 @@ class MultiDataset:
             own = rows[owner == number] - int(self._starts[number])
             if len(own):
                 part = dataset.batch(own, window, pin=pin and len(own) == len(rows), keys=keys)
-                parts.append(part | {"task_index": self._task_numbers[number][part["task_index"]]})
-        order = self._to_home(owner.argsort(stable=True).argsort())
-        whole = {"dataset_index": self._to_home(owner)}
+                if "task_index" in part:
+                    part = part | {"task_index": self._task_indices[number][part["task_index"]]}
+                parts.append(part)
+        order = self._to_device(owner.argsort(stable=True).argsort())
+        whole = {"dataset_index": self._to_device(owner)} if keys is None or "dataset_index" in keys else {}
         for key in parts[0]:
             values = [part[key] for part in parts]
             whole[key] = values[0] if len(values) == 1 else torch.cat(values).index_select(0, order)
         return {key: value.pin_memory() for key, value in whole.items()} if pin else whole
 
-    def _to_home(self, rows: Tensor) -> Tensor:
+    def _to_device(self, rows: Tensor) -> Tensor:
         source = rows.pin_memory() if self.device.type == "cuda" else rows
         return source.to(self.device, non_blocking=True)
 
@@ -166,9 +168,22 @@ class MultiDataset:
         return torch.cat(self.valid_parts(drop_n_last_frames))
 
     def valid_parts(self, drop_n_last_frames: int) -> list[Tensor]:
-        """The frames to train on of each dataset, counted among those of all."""
+        """The valid indices of each dataset, int64 (n_i,)."""
         starts = self._starts[:-1].tolist()
         return [d.valid_indices(drop_n_last_frames) + s for d, s in zip(self.datasets, starts, strict=True)]
+
+    def make_sampler(self, batch_size: int, seed: int, drop_n_last_frames: int = 0) -> BatchSampler:
+        """Draws every dataset by its weight; without weights, every frame equally often."""
+        if self.weights is None:
+            return super().make_sampler(batch_size, seed, drop_n_last_frames)
+        return WeightedSampler(self.valid_parts(drop_n_last_frames), self.weights, batch_size, seed)
+
+    def normalization_stats(self, compute: Callable[[FrameDataset], Stats]) -> tuple[Stats, list[Stats] | None]:
+        """See `FrameDataset.normalization_stats`; with ``statistics="joint"`` those of all frames together."""
+        if not self._is_per_dataset:
+            return super().normalization_stats(compute)
+        each = [compute(dataset) for dataset in self.datasets]
+        return each[self.acts_with], each
 
     def task_of(self, indices: Tensor) -> list[str]:
         """What is done at the frames `indices` (B,), in words."""
@@ -176,12 +191,12 @@ class MultiDataset:
         pairs = zip(owners.tolist(), indices.tolist(), strict=True)
         return [self.datasets[d].task_of(torch.tensor([i - int(self._starts[d])]))[0] for d, i in pairs]
 
-    def _numbers(self, dataset: LeRobotDataset) -> Tensor:
-        """The number in `tasks` of each task number of a dataset."""
-        numbers = torch.zeros(max(dataset.meta.tasks) + 1, dtype=torch.int64)
-        for number, task in dataset.meta.tasks.items():
-            numbers[number] = self.tasks.index(task)
-        return numbers
+    def _common_indices(self, dataset: LeRobotDataset) -> Tensor:
+        """The index in `tasks` of each task of a dataset, int64 (n,)."""
+        indices = torch.zeros(max(dataset.meta.tasks) + 1, dtype=torch.int64)
+        for index, task in dataset.meta.tasks.items():
+            indices[index] = self.tasks.index(task)
+        return indices
 
     def _unite(self) -> Spec:
         """Leave out of every dataset what not all have; the spec of the rest.
