@@ -14,7 +14,7 @@ from robolearn.data.lerobot_format.episode_stats import column_stats, image_stat
 from robolearn.data.lerobot_format.recorder import Recorder
 from robolearn.data.lerobot_format.stats import aggregate
 from robolearn.data.lerobot_format.writer import DatasetWriter
-from robolearn.data.video.encode import Clip, Encoder, join
+from robolearn.data.video.encode import Clip, VideoEncoder, concat_clips
 from robolearn.episodes import Episode
 from robolearn.errors import UserError
 from robolearn.types import Feature, Spec, Window
@@ -67,8 +67,8 @@ def read(folder: Path, tmp_path: Path) -> dict[str, torch.Tensor]:
 EPISODES = [episode(0, 7), episode(1, 4), episode(2, 9)]
 
 
-@pytest.mark.parametrize("encoder", [Encoder(), Encoder("libsvtav1", 18), None])
-def test_numbers_are_equal_and_pictures_are_near(tmp_path: Path, encoder: Encoder | None) -> None:
+@pytest.mark.parametrize("encoder", [VideoEncoder(), VideoEncoder("libsvtav1", 18), None])
+def test_numbers_are_equal_and_pictures_are_near(tmp_path: Path, encoder: VideoEncoder | None) -> None:
     fill(tmp_path / "set", EPISODES, Recorder(SPEC, "Do it.", encoder), commit_every=2)
     batch = read(tmp_path / "set", tmp_path)
     start = 0
@@ -161,7 +161,7 @@ def test_a_kill_at_any_place_of_a_commit_leaves_a_dataset_that_goes_on(tmp_path:
 
 
 def test_full_files_make_room_for_the_next(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(writer, "LONGEST_VIDEO_S", 1.0)
+    monkeypatch.setattr(writer, "MAX_VIDEO_S", 1.0)
     monkeypatch.setattr(writer, "DATA_MB", 0.0005)
     monkeypatch.setattr(writer, "CHUNKS_SIZE", 2)
     recorder = Recorder(SPEC, "Do it.")
@@ -183,20 +183,20 @@ def test_other_features_are_refused(tmp_path: Path) -> None:
 
 def test_equal_frames_become_equal_videos() -> None:
     frames = np.random.default_rng(0).integers(0, 256, (20, 3, 96, 96), dtype=np.uint8) // 8 * 4
-    assert len({Encoder()(frames, 10).source for _ in range(4)}) == 1
+    assert len({VideoEncoder()(frames, 10).source for _ in range(4)}) == 1
 
 
 def test_a_cut_between_key_frames_is_refused(tmp_path: Path) -> None:
-    clip = Encoder()(np.full((10, 3, SIZE, SIZE), 90, np.uint8), 10)
-    join(tmp_path / "a.mp4", [Clip(clip.source, 4, start=2)], 10)
+    clip = VideoEncoder()(np.full((10, 3, SIZE, SIZE), 90, np.uint8), 10)
+    concat_clips(tmp_path / "a.mp4", [Clip(clip.source, 4, start=2)], 10)
     with pytest.raises(UserError, match="no key frame at frame 3"):
-        join(tmp_path / "b.mp4", [Clip(clip.source, 4, start=3)], 10)
+        concat_clips(tmp_path / "b.mp4", [Clip(clip.source, 4, start=3)], 10)
     with pytest.raises(UserError, match="holds 8 of the 9 frames"):
-        join(tmp_path / "c.mp4", [Clip(clip.source, 9, start=2)], 10)
+        concat_clips(tmp_path / "c.mp4", [Clip(clip.source, 9, start=2)], 10)
 
 
 def test_an_encoder_refuses_what_it_can_not_do() -> None:
     with pytest.raises(UserError, match="video_codec=h265"):
-        Encoder("h265")  # type: ignore[arg-type]
+        VideoEncoder("h265")  # type: ignore[arg-type]
     with pytest.raises(UserError, match="video_crf=70"):
-        Encoder("libx264", 70)
+        VideoEncoder("libx264", 70)

@@ -98,10 +98,10 @@ def make_recorder(cfg: DictConfig, simulator: Any) -> Any:
         UserError: The codec's options can't be right.
     """
     from robolearn.data.lerobot_format.recorder import Recorder
-    from robolearn.data.video.encode import Encoder
+    from robolearn.data.video.encode import VideoEncoder
 
     task = cfg.instruction or simulator.instruction or simulator.id
-    encoder = Encoder(cfg.video_codec, cfg.video_crf) if cfg.video else None
+    encoder = VideoEncoder(cfg.video_codec, cfg.video_crf) if cfg.video else None
     return Recorder(simulator.spec, task, encoder, cfg.action_label, cfg.action_noise > 0)
 
 

@@ -17,7 +17,7 @@ import gymnasium as gym
 import numpy as np
 
 from robolearn.collecting.experts.expert import Demonstrator
-from robolearn.data.lerobot_format.recorder import Record, Recorder
+from robolearn.data.lerobot_format.recorder import EpisodeRecord, Recorder
 from robolearn.envs.wrappers import one_line
 from robolearn.episodes import Episode, Observation
 from robolearn.errors import UserError
@@ -32,7 +32,7 @@ class EpisodeResult:
     seed: int
     length: int
     success: bool | None
-    record: Record | None
+    record: EpisodeRecord | None
 
 
 @dataclass(frozen=True)

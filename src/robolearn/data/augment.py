@@ -22,7 +22,9 @@ class SharpnessJitter:
         else:
             low, high = sharpness
         if not 0 <= low <= high:
-            raise UserError(f"image_transforms: sharpness [{low}, {high}] should be a range from 0 upwards.")
+            raise UserError(
+                f"image_transforms: sharpness [{low}, {high}] should be a range from 0 upwards.", key="image_transforms"
+            )
         self.low, self.high = float(low), float(high)
 
     def __call__(self, image: Tensor) -> Tensor:
@@ -69,7 +71,10 @@ class ImageTransforms:
         tfs: Mapping[str, Mapping[str, Any]] | None = None,
     ):
         if max_num_transforms < 0:
-            raise UserError(f"image_transforms.max_num_transforms={max_num_transforms} should be 0 or more.")
+            raise UserError(
+                f"image_transforms.max_num_transforms={max_num_transforms} should be 0 or more.",
+                key="image_transforms.max_num_transforms",
+            )
         built = {name: _build(name, **tf) for name, tf in (tfs or {}).items()}
         weights = {name: float(tf.get("weight", 1.0)) for name, tf in (tfs or {}).items()}
         self.transforms = {name: transform for name, transform in built.items() if weights[name] > 0}
@@ -92,16 +97,19 @@ class ImageTransforms:
         for key, feature in spec.of_kind("VISUAL").items():
             images = torch.zeros(1, *feature.shape, dtype=torch.uint8)
             for name, transform in self.transforms.items():
-                place = f"image_transforms.tfs.{name}"
+                key_path = f"image_transforms.tfs.{name}"
                 try:
                     changed = transform(images)
                 except (RuntimeError, TypeError, ValueError) as error:
                     reason = " ".join(str(error).split()).rstrip(".")
-                    raise UserError(f"{place} does not take the images of {key} {feature.shape}: {reason}.") from error
+                    raise UserError(
+                        f"{key_path} does not take the images of {key} {feature.shape}: {reason}.", key=key_path
+                    ) from error
                 if changed.shape != images.shape or changed.dtype != images.dtype:
                     raise UserError(
-                        f"{place} makes {changed.dtype} {tuple(changed.shape[1:])} of the images of {key}, torch.uint8 "
-                        f"{feature.shape}; use one that keeps size and dtype."
+                        f"{key_path} makes {changed.dtype} {tuple(changed.shape[1:])} of the images of {key}, "
+                        f"torch.uint8 {feature.shape}; use one that keeps size and dtype.",
+                        key=key_path,
                     )
 
     def _apply(self, images: Tensor) -> Tensor:
@@ -130,24 +138,30 @@ def _build(
     transform: Transform | None = None,
     **others: Any,
 ) -> Transform:
-    place = f"image_transforms.tfs.{name}"
+    key_path = f"image_transforms.tfs.{name}"
     if others:
         other = next(iter(others))
-        raise UserError(f"{place}.{other}: there is weight, type, kwargs and transform{did_you_mean(other, KEYS)}.")
+        raise UserError(
+            f"{key_path}.{other}: there is weight, type, kwargs and transform{did_you_mean(other, KEYS)}.", key=key_path
+        )
     if not (isinstance(weight, int | float) and 0 <= weight < float("inf")):
-        raise UserError(f"{place}.weight={weight} must be a finite number that is not negative.")
+        raise UserError(f"{key_path}.weight={weight} must be a finite number that is not negative.", key=key_path)
     if transform is not None:
         if type is not None or kwargs:
-            raise UserError(f"{place} has a transform and a type or kwargs: give one of them.")
+            raise UserError(f"{key_path} has a transform and a type or kwargs: give one of them.", key=key_path)
         if not callable(transform):
-            raise UserError(f"{place}.transform must have a _target_, such as torchvision.transforms.v2.GaussianBlur.")
+            raise UserError(
+                f"{key_path}.transform must have a _target_, such as torchvision.transforms.v2.GaussianBlur.",
+                key=key_path,
+            )
         return transform
     if type not in TYPES:
         raise UserError(
-            f"{place}.type is {type!r}, but {', '.join(TYPES)} are known{did_you_mean(str(type), TYPES)}; any other "
-            f"goes under {place}.transform with its _target_."
+            f"{key_path}.type is {type!r}, but {', '.join(TYPES)} are known{did_you_mean(str(type), TYPES)}; any other "
+            f"goes under {key_path}.transform with its _target_.",
+            key=key_path,
         )
     try:
         return TYPES[type](**(kwargs or {}))
     except (TypeError, ValueError) as error:
-        raise UserError(f"{place}.kwargs do not fit {type}: {str(error).rstrip('.')}.") from None
+        raise UserError(f"{key_path}.kwargs do not fit {type}: {str(error).rstrip('.')}.", key=key_path) from None

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from robolearn.data.lerobot_format.columns import TEXT
+from robolearn.data.lerobot_format.columns import STRING_DTYPES
 from robolearn.data.lerobot_format.dataset_root import find_root
-from robolearn.data.lerobot_format.meta import Meta, read_meta, select
+from robolearn.data.lerobot_format.meta import DatasetMeta, read_meta, select_episodes
 from robolearn.data.lerobot_format.stats import feature_stats
 from robolearn.data.lerobot_format.validation import check_files
 from robolearn.data.protocols import FrameDataset
@@ -25,7 +25,7 @@ from robolearn.types import Batch, Feature, Spec, Window, kind_of
 
 log = logging.getLogger(__name__)
 
-PLACES = {"gpu": "memory of the device", "host": "main memory", "disk": "the file, mapped into memory"}
+TIER_NAMES = {"gpu": "memory of the device", "host": "main memory", "disk": "the file, mapped into memory"}
 
 
 class LeRobotDataset(FrameDataset):
@@ -42,7 +42,7 @@ class LeRobotDataset(FrameDataset):
         download: Fetch from the hub what is not on this machine. HF_HUB_OFFLINE forbids it.
         use_imagenet_stats: Mean and deviation of ImageNet for every colour camera, not the dataset's own.
         video_backend: ``av`` (also called ``pyav``), or ``torchcodec`` if that is installed.
-        tolerance_s: How far, in seconds, a frame may lie from its place in time.
+        tolerance_s: How far, in seconds, a frame may lie from its nominal time.
         cache: Where decoded frames are kept: ``gpu`` (the device), ``host`` (main memory), ``disk``, or the
             first of these that has room (``auto``).
         cache_dir: Folder of decoded frames; by default ``$ROBOLEARN_CACHE`` or ``~/.cache/robolearn``.
@@ -55,7 +55,7 @@ class LeRobotDataset(FrameDataset):
         fps: Frames a second.
         num_frames: Frames of the chosen episodes; batches count them from 0.
         num_episodes: Episodes chosen.
-        tasks: What is done in them, in words, by task number.
+        tasks: Tasks of the episodes, by task index.
 
     Raises:
         UserError: The dataset is not found, or its description is broken or does not fit the arguments.
@@ -78,10 +78,12 @@ class LeRobotDataset(FrameDataset):
         max_host_gb: float | None = None,
     ):
         if tolerance_s <= 0:
-            raise UserError(f"dataset.tolerance_s is {tolerance_s}, but it should be above 0 seconds.")
+            raise UserError(
+                f"dataset.tolerance_s is {tolerance_s}, but it should be above 0 seconds.", key="dataset.tolerance_s"
+            )
         self.meta = read_meta(find_root(repo_id, root, revision, download))
         self.name = repo_id if root is None and repo_id else str(self.meta.root)
-        self.episodes = select(self.meta, None if episodes is None else list(episodes))
+        self.episodes = select_episodes(self.meta, None if episodes is None else list(episodes))
         check_excluded(exclude, make_spec(self.meta).observation)
         self.meta = _with_columns(self.meta, self.meta.columns.keys() - set(exclude))
         self.spec = make_spec(self.meta)
@@ -115,8 +117,8 @@ class LeRobotDataset(FrameDataset):
         return "next.reward" in self.meta.columns
 
     @property
-    def picture_bytes(self) -> int:
-        """What the decoded pictures take."""
+    def image_bytes(self) -> int:
+        """Bytes of the decoded frames."""
         return sum(self.num_frames * int(np.prod(column.shape)) for column in self.meta.cameras.values())
 
     def select_columns(self, keys: Collection[str]) -> None:
@@ -126,11 +128,11 @@ class LeRobotDataset(FrameDataset):
         self.stats = {key: values for key, values in self.stats.items() if key in keys}
 
     def load(self, device: torch.device, tier: Tier | None = None) -> "LeRobotDataset":
-        """Verify every number, decode every picture that no earlier run decoded, and place all of it.
+        """Verify all columns, decode the frames that the cache does not hold, and place everything in memory.
 
         Args:
             device: The device that trains; frames go there if they fit.
-            tier: Where the pictures go; None: as the key ``dataset.cache`` says.
+            tier: Where the frames are kept; None: as the key ``dataset.cache`` says.
 
         Returns:
             Itself.
@@ -138,17 +140,17 @@ class LeRobotDataset(FrameDataset):
         Raises:
             UserError: A file is missing, broken or unlike its description, or there is no room.
         """
-        # What decodes is imported here: checking a configuration needs none of it.
+        # Decoders are imported here, since checking a configuration needs none.
         from robolearn.data.lerobot_format.columns import read_columns
 
         device = torch.device(device)
         cameras = self.meta.cameras
-        size = self.picture_bytes
+        size = self.image_bytes
         tier = tier or choose_tier(self._cache, size, device, self._max_gpu_gb, self._max_host_gb)
         table = read_columns(self.meta, self.episodes, self._tolerance_s)
         home = device if tier == "gpu" else torch.device("cpu")
         folder = Path(self._cache_dir).expanduser() if self._cache_dir else cache_dir()
-        data = {key: self._pictures(table, key, folder, tier, home) for key in cameras}
+        data = {key: self._camera_frames(table, key, folder, tier, home) for key in cameras}
         for key, values in table.columns.items():
             data[key] = _tensor(values, key, self.spec).to(home)
         lengths = torch.as_tensor([episode.length for episode in self.episodes])
@@ -159,30 +161,32 @@ class LeRobotDataset(FrameDataset):
         self._report(tier, size, folder)
         return self
 
-    def _pictures(self, table, key: str, folder: Path, tier: Tier, home: torch.device) -> Tensor:
-        from robolearn.data.video.camera_frames import get_pictures
+    def _camera_frames(self, table, key: str, folder: Path, tier: Tier, home: torch.device) -> Tensor:
+        from robolearn.data.video.camera_frames import load_camera_frames
 
         arguments = (self.meta, table, key, folder, self._video_backend, self._tolerance_s)
-        entry = get_pictures(*arguments)
+        entry = load_camera_frames(*arguments)
         if tier == "disk":
             return entry.mapped()
         frames = entry.copy_to(home)
         if frames is None:
-            frames = get_pictures(*arguments, rebuild=True).copy_to(home)
+            frames = load_camera_frames(*arguments, rebuild=True).copy_to(home)
         if frames is None:
-            raise UserError(f"{entry.file} reads back other bytes than were written: look at that disk.")
+            raise UserError(
+                f"{entry.file} reads back other bytes than were written: look at that disk.", key=str(entry.file)
+            )
         return frames
 
     def _report(self, tier: Tier, size: int, folder: Path) -> None:
         what = f"{self.name}: {self.num_frames:,} frames in {self.num_episodes} episodes"
         if not size:
-            log.info("%s, without pictures, in memory of %s.", what, self.device)
+            log.info("%s, without images, in memory of %s.", what, self.device)
             return
         log.info(
-            "%s; the decoded pictures are used from %s (dataset.cache=%s) and kept for other runs in %s "
+            "%s; the decoded frames are used from %s (dataset.cache=%s) and kept for other runs in %s "
             "(%s; delete that folder to have the room back).",
             what,
-            PLACES[tier],
+            TIER_NAMES[tier],
             tier,
             folder / "frames",
             frame_cache.gigabytes(size),
@@ -219,41 +223,45 @@ class LeRobotDataset(FrameDataset):
             longest = max(episode.length for episode in self.episodes)
             raise UserError(
                 f"{self.name} has no episode longer than the {drop_n_last_frames} last frames that the policy "
-                f"leaves out (the longest has {longest}): shorten its horizon, or choose other dataset.episodes."
+                f"leaves out (the longest has {longest}): shorten its horizon, or choose other dataset.episodes.",
+                key="dataset.episodes",
             )
         return indices
 
     def task_of(self, indices: Tensor) -> list[str]:
-        """What is done at the frames `indices` (B,), in words."""
+        """The tasks of the frames `indices` (B,)."""
         return [self.meta.tasks[int(number)] for number in self._task_index[indices.cpu()]]
 
 
-def make_spec(meta: Meta) -> Spec:
-    """What is observed and commanded in a dataset: its keys ``observation.*`` and ``action``."""
+def make_spec(meta: DatasetMeta) -> Spec:
+    """The features of a dataset: its keys ``observation.*`` and ``action``."""
     observation = {}
     for key, column in meta.columns.items():
-        if key.startswith("observation.") and column.dtype not in TEXT:
+        if key.startswith("observation.") and column.dtype not in STRING_DTYPES:
             observation[key] = Feature(kind_of(key, column.is_visual), column.shape)
-    # Numbers without words are used by no frame, which is checked when frames are read.
+    # Indices without a task are used by no frame, which is checked when frames are read.
     tasks = tuple(meta.tasks.get(number, "") for number in range(max(meta.tasks, default=-1) + 1))
     return Spec(observation, Feature("ACTION", meta.columns["action"].shape), meta.fps, meta.settings, tasks)
 
 
-def _with_columns(meta: Meta, keys: Collection[str]) -> Meta:
+def _with_columns(meta: DatasetMeta, keys: Collection[str]) -> DatasetMeta:
     return replace(meta, columns={key: column for key, column in meta.columns.items() if key in keys})
 
 
 def check_excluded(exclude: Collection[str], observed: Collection[str]) -> None:
-    """Refuse to leave out what is not observed, or everything that is.
+    """Check the observations to exclude.
 
     Raises:
-        UserError: A key is no observation, or none is left.
+        UserError: A key is no observation, or no observation is left.
     """
     for key in exclude:
         if key not in observed:
-            raise UserError(f"dataset.exclude: {key} is none of the dataset's observations: {', '.join(observed)}.")
+            raise UserError(
+                f"dataset.exclude: {key} is none of the dataset's observations: {', '.join(observed)}.",
+                key="dataset.exclude",
+            )
     if exclude and set(exclude) >= set(observed):
-        raise UserError("dataset.exclude leaves no observation; name fewer.")
+        raise UserError("dataset.exclude leaves no observation; name fewer.", key="dataset.exclude")
 
 
 def _tensor(values: np.ndarray, key: str, spec: Spec) -> Tensor:

@@ -1,4 +1,4 @@
-"""Several datasets as one: what all of them have, drawn by weights."""
+"""Several datasets as one, with their common features, drawn by weights."""
 
 import logging
 from collections.abc import Callable, Collection, Sequence
@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from robolearn.data.lerobot_dataset import LeRobotDataset, check_excluded
-from robolearn.data.lerobot_format.columns import DEMANDED
-from robolearn.data.lerobot_format.meta import Column
+from robolearn.data.lerobot_format.columns import REQUIRED_COLUMNS
+from robolearn.data.lerobot_format.meta import ColumnMeta
 from robolearn.data.lerobot_format.stats import RawStats, aggregate, feature_stats
 from robolearn.data.protocols import FrameDataset
 from robolearn.data.sampling import BatchSampler, WeightedSampler
@@ -35,7 +35,7 @@ class MultiDataset(FrameDataset):
             by those of its own dataset.
         acts_with: With ``per_dataset``, the dataset (counted from 0) whose statistics actions are taken with.
         exclude: Observations to leave out of all of them.
-        download: As for a `LeRobotDataset`, and so are the others below; they are those of sources given as texts.
+        download: As for a `LeRobotDataset`, and so are the others below; they are those of sources given as strings.
         use_imagenet_stats: As there; also of the joint statistics.
         video_backend: As there.
         tolerance_s: As there.
@@ -51,11 +51,11 @@ class MultiDataset(FrameDataset):
         fps: Frames a second, of all.
         num_frames: Frames of all; batches count them from 0.
         num_episodes: Episodes of all.
-        tasks: What is done in them, in words, by task number.
+        tasks: Tasks of the episodes, by task index.
         acts_with: The dataset whose statistics actions are taken with, where each has its own.
 
     Raises:
-        UserError: A dataset is not found or broken, they do not fit each other, or a weight makes no sense.
+        UserError: A dataset is not found or broken, they do not fit each other, or a weight is invalid.
     """
 
     def __init__(
@@ -75,7 +75,9 @@ class MultiDataset(FrameDataset):
         max_host_gb: float | None = None,
     ):
         if not sources:
-            raise UserError("dataset.sources names no dataset: give dataset.sources=[FOLDER_OR_ID,...].")
+            raise UserError(
+                "dataset.sources names no dataset: give dataset.sources=[FOLDER_OR_ID,...].", key="dataset.sources"
+            )
         options: dict[str, Any] = {
             "download": download,
             "use_imagenet_stats": use_imagenet_stats,
@@ -86,11 +88,14 @@ class MultiDataset(FrameDataset):
         self.datasets = [_open(source, options) for source in sources]
         self.weights = _checked_weights(weights, len(self.datasets))
         if not 0 <= acts_with < len(self.datasets):
-            raise UserError(f"dataset.acts_with={acts_with}: the datasets are 0 to {len(self.datasets) - 1}.")
+            raise UserError(
+                f"dataset.acts_with={acts_with}: the datasets are 0 to {len(self.datasets) - 1}.",
+                key="dataset.acts_with",
+            )
         check_excluded(exclude, dict.fromkeys(key for dataset in self.datasets for key in dataset.spec.observation))
         for dataset in self.datasets:
             dataset.select_columns(dataset.meta.columns.keys() - set(exclude))
-        self.spec = self._unite()
+        self.spec = self._common_spec()
         each = [dataset.stats for dataset in self.datasets]
         self._is_per_dataset = statistics == "per_dataset"
         self.stats = each[acts_with] if statistics == "per_dataset" else self._joint_stats(use_imagenet_stats)
@@ -116,12 +121,12 @@ class MultiDataset(FrameDataset):
         return all(dataset.has_rewards for dataset in self.datasets)
 
     def load(self, device: torch.device) -> "MultiDataset":
-        """Load all datasets into the same place; see `LeRobotDataset.load`.
+        """Load all datasets into the same memory; see `LeRobotDataset.load`.
 
         Raises:
             UserError: A file is missing, broken or unlike its description, or there is no room.
         """
-        size = sum(dataset.picture_bytes for dataset in self.datasets)
+        size = sum(dataset.image_bytes for dataset in self.datasets)
         tier = choose_tier(self._cache, size, torch.device(device), self._max_gpu_gb, self._max_host_gb)
         for dataset in self.datasets:
             dataset.load(device, tier)
@@ -186,7 +191,7 @@ class MultiDataset(FrameDataset):
         return each[self.acts_with], each
 
     def task_of(self, indices: Tensor) -> list[str]:
-        """What is done at the frames `indices` (B,), in words."""
+        """The tasks of the frames `indices` (B,)."""
         owners = np.searchsorted(self._starts, indices.cpu().numpy(), side="right") - 1
         pairs = zip(owners.tolist(), indices.tolist(), strict=True)
         return [self.datasets[d].task_of(torch.tensor([i - int(self._starts[d])]))[0] for d, i in pairs]
@@ -198,7 +203,7 @@ class MultiDataset(FrameDataset):
             indices[index] = self.tasks.index(task)
         return indices
 
-    def _unite(self) -> Spec:
+    def _common_spec(self) -> Spec:
         """Leave out of every dataset what not all have; the spec of the rest.
 
         Raises:
@@ -209,21 +214,26 @@ class MultiDataset(FrameDataset):
             if other.spec.action.shape != first.spec.action.shape:
                 raise UserError(
                     f"dataset.sources: actions of {first.name} have shape {first.spec.action.shape}, those of "
-                    f"{other.name} {other.spec.action.shape}; give datasets of one robot."
+                    f"{other.name} {other.spec.action.shape}; give datasets of one robot.",
+                    key="dataset.sources",
                 )
             if other.fps != first.fps:
                 raise UserError(
                     f"dataset.sources: {first.name} has {first.fps:g} frames a second and {other.name} {other.fps:g}, "
-                    "so that a window would span other times; give datasets of one rate."
+                    "so that a window would span other times; give datasets of one rate.",
+                    key="dataset.sources",
                 )
-        offered = "; ".join(f"{d.name}: {_listed(d.spec)}" for d in self.datasets)
+        offered = "; ".join(f"{d.name}: {_observations(d.spec)}" for d in self.datasets)
         common = {k: c for k, c in first.meta.columns.items() if all(_has(d, k, c) for d in self.datasets)}
         for dataset in self.datasets:
             if dropped := [key for key in dataset.meta.columns if key not in common]:
                 log.warning("%s: %s is left out, because not all datasets have it.", dataset.name, ", ".join(dropped))
             dataset.select_columns(common)
         if not first.spec.observation:
-            raise UserError(f"dataset.sources: no key observation.* is common to all, with one shape ({offered}).")
+            raise UserError(
+                f"dataset.sources: no key observation.* is common to all, with one shape ({offered}).",
+                key="dataset.sources",
+            )
         return first.spec
 
     def _joint_stats(self, use_imagenet_stats: bool) -> Stats:
@@ -243,7 +253,10 @@ def _open(source: str | LeRobotDataset, options: dict[str, Any]) -> LeRobotDatas
     if folder.is_dir():
         return LeRobotDataset(root=source, **options)
     if source.startswith(("/", ".", "~")):
-        raise UserError(f"dataset.sources: {source} is no folder; give folders of LeRobot datasets, or hub ids.")
+        raise UserError(
+            f"dataset.sources: {source} is no folder; give folders of LeRobot datasets, or hub ids.",
+            key="dataset.sources",
+        )
     return LeRobotDataset(repo_id=source, **options)
 
 
@@ -251,20 +264,25 @@ def _checked_weights(weights: Sequence[float] | None, count: int) -> list[float]
     if weights is None:
         return None
     if len(weights) != count:
-        raise UserError(f"dataset.weights has {len(weights)} numbers for {count} datasets: give one for each.")
+        raise UserError(
+            f"dataset.weights has {len(weights)} numbers for {count} datasets: give one for each.",
+            key="dataset.weights",
+        )
     if any(not 0 <= weight < float("inf") for weight in weights) or sum(weights) <= 0:
-        raise UserError(f"dataset.weights={list(weights)} must be finite, not negative, and not all 0.")
+        raise UserError(
+            f"dataset.weights={list(weights)} must be finite, not negative, and not all 0.", key="dataset.weights"
+        )
     return [weight / sum(weights) for weight in weights]
 
 
-def _listed(spec: Spec) -> str:
+def _observations(spec: Spec) -> str:
     return ", ".join(f"{key} {feature.shape}" for key, feature in spec.observation.items())
 
 
-def _has(dataset: LeRobotDataset, key: str, column: Column) -> bool:
+def _has(dataset: LeRobotDataset, key: str, column: ColumnMeta) -> bool:
     """Whether a dataset has a column that can be served together with this one."""
     other = dataset.meta.columns.get(key)
     if other is None or other.shape != column.shape or other.is_visual != column.is_visual:
         return False
     # Features are served as float32 whatever they are stored as, other numbers as they are.
-    return key in dataset.spec.observation or key in ("action", *DEMANDED) or other.dtype == column.dtype
+    return key in dataset.spec.observation or key in ("action", *REQUIRED_COLUMNS) or other.dtype == column.dtype

@@ -18,14 +18,16 @@ class BatchSampler:
     Args:
         indices: What is drawn, int64 (n,).
         batch_size: Indices a batch.
-        seed: Any whole number.
+        seed: Any integer.
     """
 
     def __init__(self, indices: Tensor, batch_size: int, seed: int):
         if batch_size < 1:
-            raise UserError(f"batch_size is {batch_size}, but a batch needs at least one sample.")
+            raise UserError(f"batch_size is {batch_size}, but a batch needs at least one sample.", key="batch_size")
         if indices.numel() == 0:
-            raise UserError("The dataset offers no frame to draw: choose more of them with dataset.episodes.")
+            raise UserError(
+                "The dataset offers no frame to draw", key="dataset.episodes", fix="choose more of dataset.episodes"
+            )
         self.indices = indices.to("cpu", torch.int64)
         self.batch_size = batch_size
         self.seed = seed
@@ -62,18 +64,18 @@ class WeightedSampler(BatchSampler):
     """Batches in which several parts have fixed shares, whatever their sizes; as repeatable as a `BatchSampler`.
 
     An epoch is as long as all parts together. Every part is drawn without replacement, from one epoch into the next,
-    until all of it was drawn, then anew.
+    until all of it was drawn, then again.
 
     Args:
         parts: What is drawn, int64 (n_i,) each.
         weights: The parts' shares, which need not add up to 1.
         batch_size: Indices a batch.
-        seed: Any whole number.
+        seed: Any integer.
     """
 
     def __init__(self, parts: Sequence[Tensor], weights: Sequence[float], batch_size: int, seed: int):
         super().__init__(torch.cat(list(parts)), batch_size, seed)
-        counts = _apportioned(len(self.indices), weights)
+        counts = _apportion(len(self.indices), weights)
         numbered = [(i, part, count) for i, (part, count) in enumerate(zip(parts, counts, strict=True)) if count]
         self._parts = [BatchSampler(part, count, fold_seed(seed, 1 + i)) for i, part, count in numbered]
 
@@ -92,7 +94,9 @@ class ShardedSampler:
 
     def __init__(self, sampler: BatchSampler, rank: int, size: int):
         if sampler.batch_size % size:
-            raise UserError(f"batch_size is {sampler.batch_size}, which {size} processes can't share evenly.")
+            raise UserError(
+                f"batch_size is {sampler.batch_size}, which {size} processes can't share evenly.", key="batch_size"
+            )
         self._sampler, self._rank, self._size = sampler, rank, size
 
     def __getitem__(self, k: int) -> Tensor:
@@ -106,8 +110,8 @@ def fold_seed(seed: int, number: int) -> int:
     return int(word >> np.uint64(1))
 
 
-def _apportioned(total: int, weights: Sequence[float]) -> list[int]:
-    """`total` in whole numbers proportional to the weights, the largest remainders rounded up."""
+def _apportion(total: int, weights: Sequence[float]) -> list[int]:
+    """`total` in integers proportional to the weights, the largest remainders rounded up."""
     exact = [total * weight / sum(weights) for weight in weights]
     counts = [int(number) for number in exact]
     by_remainder = sorted(range(len(exact)), key=lambda i: counts[i] - exact[i])

@@ -1,4 +1,4 @@
-"""What a dataset holds, for people."""
+"""A summary of a dataset for people."""
 
 from pathlib import Path
 from typing import Any
@@ -6,12 +6,12 @@ from typing import Any
 import numpy as np
 
 from robolearn.data.lerobot_format.columns import read_columns
-from robolearn.data.lerobot_format.meta import Meta, read_json, read_meta
+from robolearn.data.lerobot_format.meta import DatasetMeta, read_json, read_meta
 from robolearn.data.video.frame_cache import gigabytes
 
 
 def describe(root: Path) -> str:
-    """A few lines on the dataset in a folder; reads its numbers, not its pictures.
+    """A few lines on the dataset in a folder; reads its numbers, not its images.
 
     Raises:
         UserError: It is broken.
@@ -36,7 +36,7 @@ def describe(root: Path) -> str:
     return "\n".join([*(f"{name:<10}{text}" for name, text in lines.items()), "features", *features])
 
 
-def _outcomes(meta: Meta) -> dict[str, str]:
+def _outcomes(meta: DatasetMeta) -> dict[str, str]:
     table = read_columns(meta, meta.episodes, 1e-4)
     found = {}
     if "next.success" in table.columns:

@@ -11,7 +11,7 @@ import torch
 
 from robolearn.data.lerobot_dataset import LeRobotDataset
 from robolearn.data.lerobot_format.meta import read_json
-from robolearn.data.video.encode import Encoder
+from robolearn.data.video.encode import VideoEncoder
 from robolearn.errors import UserError
 from robolearn.types import Window
 
@@ -146,7 +146,7 @@ def _camera(key: str, frames: np.ndarray, fps: float) -> str:
     """The frames (T, C, H, W) as H.264, which every browser plays, whatever the dataset's codec is."""
     height, width = (size // 2 * 2 for size in frames.shape[2:])
     pictures = np.repeat(frames, 3, axis=1) if frames.shape[1] == 1 else frames
-    clip = Encoder()(pictures[:, :, :height, :width], fps)
+    clip = VideoEncoder()(pictures[:, :, :height, :width], fps)
     assert isinstance(clip.source, bytes)
     data = base64.b64encode(clip.source).decode()
     source = f"data:video/mp4;base64,{data}"

@@ -1,4 +1,4 @@
-"""The numbers of a dataset: every column of its parquet files that is not a picture, verified."""
+"""The numeric columns of the parquet files of a dataset, verified."""
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -10,15 +10,15 @@ import numpy as np
 import pyarrow as pa
 
 from robolearn.data.lerobot_format import validation
-from robolearn.data.lerobot_format.meta import Column, EpisodeMeta, Meta, read_table
+from robolearn.data.lerobot_format.meta import ColumnMeta, DatasetMeta, EpisodeMeta, read_table
 from robolearn.errors import UserError
 
-TEXT = ("string", "large_string")
-DEMANDED = ("episode_index", "frame_index", "timestamp", "index", "task_index")
+STRING_DTYPES = ("string", "large_string")
+REQUIRED_COLUMNS = ("episode_index", "frame_index", "timestamp", "index", "task_index")
 
 
 @dataclass(frozen=True)
-class Table:
+class FrameColumns:
     """Frames of the chosen episodes, one after another.
 
     `columns` hold (n, *shape) by key; episode e of `episodes` occupies rows ``starts[e]`` to
@@ -31,16 +31,19 @@ class Table:
     offsets: tuple[int, ...]
 
 
-def read_columns(meta: Meta, episodes: tuple[EpisodeMeta, ...], tolerance_s: float) -> Table:
+def read_columns(meta: DatasetMeta, episodes: tuple[EpisodeMeta, ...], tolerance_s: float) -> FrameColumns:
     """Read and verify every numeric column of `episodes`.
 
     Raises:
-        UserError: A file is missing or broken, or holds other frames than its description tells.
+        UserError: A file is missing or broken, or holds other frames than its description says.
     """
-    wanted = {key: c for key, c in meta.columns.items() if not c.is_visual and c.dtype not in TEXT}
-    for key in DEMANDED:
+    wanted = {key: c for key, c in meta.columns.items() if not c.is_visual and c.dtype not in STRING_DTYPES}
+    for key in REQUIRED_COLUMNS:
         if key not in wanted:
-            raise UserError(f"{meta.root / 'meta' / 'info.json'} lists no feature {key!r}, which the format demands.")
+            raise UserError(
+                f"{meta.root / 'meta' / 'info.json'} lists no feature {key!r}, which the format demands.",
+                key=str(meta.root / "meta" / "info.json"),
+            )
     by_file: dict[str, list[int]] = {}
     for position, episode in enumerate(episodes):
         by_file.setdefault(episode.data_file, []).append(position)
@@ -56,11 +59,11 @@ def read_columns(meta: Meta, episodes: tuple[EpisodeMeta, ...], tolerance_s: flo
     ordered = [parts[position] for position in range(len(episodes))]
     columns = {key: np.concatenate([values[key] for _, values in ordered]) for key in wanted}
     starts = np.cumsum([0, *(episode.length for episode in episodes)])
-    return Table(episodes, columns, starts, tuple(offset for offset, _ in ordered))
+    return FrameColumns(episodes, columns, starts, tuple(offset for offset, _ in ordered))
 
 
 def _read_file(
-    meta: Meta, wanted: dict[str, Column], name: str, episodes: dict[int, EpisodeMeta], tolerance_s: float
+    meta: DatasetMeta, wanted: dict[str, ColumnMeta], name: str, episodes: dict[int, EpisodeMeta], tolerance_s: float
 ) -> dict[int, tuple[int, dict[str, np.ndarray]]]:
     """The frames of those `episodes` that lie in one file, with the row where each one begins."""
     path = meta.root / name
@@ -81,7 +84,7 @@ def _read_file(
     return parts
 
 
-def as_numpy(table: pa.Table, key: str, column: Column, path: Path) -> np.ndarray:
+def as_numpy(table: pa.Table, key: str, column: ColumnMeta, path: Path) -> np.ndarray:
     """The values of a numeric feature, (n, *shape), as they are stored.
 
     Raises:
@@ -93,26 +96,28 @@ def as_numpy(table: pa.Table, key: str, column: Column, path: Path) -> np.ndarra
         values = values.flatten()
         nulls += values.null_count
     if nulls:
-        place = _first_frame(table, lambda row: _has_none(row[key]))
-        raise UserError(f"{path} leaves {key!r} empty at {place}: fetch or write the dataset again.")
+        frame = _first_frame(table, lambda row: _has_none(row[key]))
+        raise UserError(f"{path} leaves {key!r} empty at {frame}: fetch or write the dataset again.", key=str(path))
     flat = values.to_numpy(zero_copy_only=False)
     if flat.dtype == object:
         raise UserError(
             f"{path} holds {key!r} as {values.type} at {_first_frame(table)}, but meta/info.json says "
-            f"{column.dtype}: mend info.json or write the dataset again."
+            f"{column.dtype}: correct info.json or write the dataset again.",
+            key=str(path),
         )
     expected = int(np.prod(column.shape))
     if flat.size != table.num_rows * expected:
-        place = _first_frame(table, lambda row: _size(row[key]) != expected)
+        frame = _first_frame(table, lambda row: _size(row[key]) != expected)
         raise UserError(
-            f"{path} holds another number of values in {key!r} at {place} than meta/info.json tells, whose shape "
-            f"{list(column.shape)} makes {expected}: mend info.json or write the dataset again."
+            f"{path} holds another number of values in {key!r} at {frame} than meta/info.json says, whose shape "
+            f"{list(column.shape)} makes {expected}: correct info.json or write the dataset again.",
+            key=str(path),
         )
     return flat.reshape(table.num_rows, *column.shape)
 
 
 def _first_frame(table: pa.Table, is_wrong: Callable[[dict[str, Any]], bool] = lambda row: True) -> str:
-    """The first frame that is wrong, in words; only once something is, since this goes row by row."""
+    """A description of the first wrong frame; slow, as it reads row by row, so only called on errors."""
     for row in table.to_pylist():
         if is_wrong(row):
             return f"frame {row['frame_index']} of episode {row['episode_index']}"

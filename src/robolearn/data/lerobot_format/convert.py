@@ -1,7 +1,7 @@
 """Between the layouts of LeRobot's formats: v2.0 and v2.1 have files for every episode, v3.0 joins them.
 
-Numbers and encoded pictures are copied as they are; a video is encoded again only where an episode begins between key
-frames, so that it can't be cut there.
+Numeric columns and encoded images are copied unchanged; a video is encoded again only where an
+episode begins between key frames, so that it can't be cut there.
 """
 
 import json
@@ -15,15 +15,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
-from robolearn.data.lerobot_format.columns import TEXT, Table, as_numpy
+from robolearn.data.lerobot_format.columns import STRING_DTYPES, FrameColumns, as_numpy
 from robolearn.data.lerobot_format.episode_stats import column_stats, image_stats
-from robolearn.data.lerobot_format.meta import EpisodeMeta, Meta, read_json, read_lines, read_meta, read_table
-from robolearn.data.lerobot_format.recorder import Record
+from robolearn.data.lerobot_format.meta import DatasetMeta, EpisodeMeta, read_json, read_lines, read_meta, read_table
+from robolearn.data.lerobot_format.recorder import EpisodeRecord
 from robolearn.data.lerobot_format.stats import RawStats
 from robolearn.data.lerobot_format.verify import recorded_stats
 from robolearn.data.lerobot_format.writer import INDEX_FEATURES, DatasetWriter
 from robolearn.data.video import camera_frames, encode
-from robolearn.data.video.encode import Clip, Encoder
+from robolearn.data.video.encode import Clip, VideoEncoder
 from robolearn.errors import UserError
 from robolearn.system.files import atomic_dir, write_json, write_text
 
@@ -33,14 +33,14 @@ CHUNKS_SIZE = 1000
 DATA_V2 = "data/chunk-{episode_chunk:03d}/episode_{episode_index:06d}.parquet"
 VIDEO_V2 = "videos/chunk-{episode_chunk:03d}/{video_key}/episode_{episode_index:06d}.mp4"
 TOTALS = ("codebase_version", "total_episodes", "total_frames", "total_tasks", "total_videos", "total_chunks")
-LAYOUT = (*TOTALS, "chunks_size", "data_path", "video_path", "data_files_size_in_mb", "video_files_size_in_mb")
-KNOWN = ("episode_index", "tasks", "length", "dataset_from_index", "dataset_to_index")
+LAYOUT_KEYS = (*TOTALS, "chunks_size", "data_path", "video_path", "data_files_size_in_mb", "video_files_size_in_mb")
+EPISODE_KEYS = ("episode_index", "tasks", "length", "dataset_from_index", "dataset_to_index")
 """What the description of an episode always holds; further values, such as the seed that made it, travel along."""
 COMMIT_EVERY = 200
 
 
 def convert(root: Path, out: Path, to: Literal["v2.1", "v3.0"]) -> None:
-    """Write a dataset in another format's layout; the folder appears when it is whole.
+    """Write a dataset in another format's layout; the folder appears once it is complete.
 
     Args:
         root: The dataset, which is not changed.
@@ -52,17 +52,17 @@ def convert(root: Path, out: Path, to: Literal["v2.1", "v3.0"]) -> None:
     """
     meta = read_meta(root)
     if meta.version == to:
-        raise UserError(f"{root} is in format {to} already; there is nothing to convert.")
+        raise UserError(f"{root} is in format {to} already; there is nothing to convert.", key=str(root))
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"{out} is there already; give the name of a new folder.")
+        raise UserError(f"{out} is there already; give the name of a new folder.", key=str(out))
     with atomic_dir(out.absolute()) as folder:
         (_to_v30 if to == "v3.0" else _to_v21)(meta, folder)
 
 
-class _Source:
+class _EpisodeReader:
     """The episodes of a dataset, whatever its format."""
 
-    def __init__(self, meta: Meta) -> None:
+    def __init__(self, meta: DatasetMeta) -> None:
         self.meta = meta
         self.info = read_json(meta.root / "meta" / "info.json")
         self.cameras = [key for key, column in meta.columns.items() if column.dtype == "video"]
@@ -84,24 +84,25 @@ class _Source:
         if len(rows) != episode.length or rows[-1] - rows[0] + 1 != episode.length:
             raise UserError(
                 f"{self.meta.root / episode.data_file} does not hold the {episode.length} frames of episode "
-                f"{episode.index} together: look at it with robolearn-dataset verify {self.meta.root}."
+                f"{episode.index} together: look at it with robolearn-dataset verify {self.meta.root}.",
+                key=str(self.meta.root / episode.data_file),
             )
         return table.slice(int(rows[0]), episode.length)
 
     def clip(self, episode: EpisodeMeta, key: str) -> Clip:
         """Where an episode's video lies."""
-        place = episode.videos[key]
-        return Clip(self.meta.root / place.file, episode.length, round(place.start * self.meta.fps))
+        location = episode.videos[key]
+        return Clip(self.meta.root / location.file, episode.length, round(location.start * self.meta.fps))
 
     def camera_stats(self, episode: EpisodeMeta, table: pa.Table) -> RawStats:
-        """The statistics of an episode's pictures, as recorded or, where they are not, from its frames."""
+        """The statistics of an episode's images, as recorded or, where they are not, from its frames."""
         known = self.stats.get(episode.index, {})
         missing = [key for key in self.visual if key not in known]
         found = {key: image_stats(self.frames(episode, key, table)) for key in missing}
         return {key: known[key] if key in known else found[key] for key in self.visual}
 
     def frames(self, episode: EpisodeMeta, key: str, table: pa.Table) -> np.ndarray:
-        """An episode's pictures (T, C, H, W), decoded."""
+        """An episode's images (T, C, H, W), decoded."""
         found = np.empty((episode.length, *self.meta.columns[key].shape), np.uint8)
         seconds = table["timestamp"].to_numpy()
         offset = 0
@@ -109,26 +110,26 @@ class _Source:
             whole = read_table(self.meta.root / episode.data_file, ["episode_index"])["episode_index"].to_numpy()
             offset = int(np.flatnonzero(whole == episode.index)[0])
         starts = np.array([0, episode.length])
-        one = Table((episode,), {"timestamp": seconds}, starts, (offset,))
+        one = FrameColumns((episode,), {"timestamp": seconds}, starts, (offset,))
         camera_frames.decode_camera(self.meta, one, key, "av", 1e-4, found.__setitem__)
         return found
 
 
-def _to_v30(meta: Meta, folder: Path) -> None:
-    source = _Source(meta)
+def _to_v30(meta: DatasetMeta, folder: Path) -> None:
+    source = _EpisodeReader(meta)
     features = {key: dict(each) for key, each in source.info["features"].items() if key not in INDEX_FEATURES}
     writer = DatasetWriter(folder, meta.fps, features, source.info.get("robot_type"), _extra(source.info))
     writer.tasks = [meta.tasks[number] for number in sorted(meta.tasks)]
     lines = {row["episode_index"]: row for row in read_lines(meta.root / "meta" / "episodes.jsonl")}
     for number, (episode, table) in enumerate(source, 1):
-        texts = [meta.tasks[index] for index in table["task_index"].to_pylist()]
+        tasks = [meta.tasks[index] for index in table["task_index"].to_pylist()]
         writer.add(
-            Record(
+            EpisodeRecord(
                 columns=table,
-                task=texts,
+                task=tasks,
                 clips={key: source.clip(episode, key) for key in source.cameras},
                 stats=source.camera_stats(episode, table),
-                extra={key: value for key, value in lines[episode.index].items() if key not in KNOWN},
+                extra={key: value for key, value in lines[episode.index].items() if key not in EPISODE_KEYS},
                 times=table["timestamp"].to_numpy(),
             )
         )
@@ -137,23 +138,23 @@ def _to_v30(meta: Meta, folder: Path) -> None:
     writer.commit()
 
 
-def _to_v21(meta: Meta, folder: Path) -> None:
-    source = _Source(meta)
+def _to_v21(meta: DatasetMeta, folder: Path) -> None:
+    source = _EpisodeReader(meta)
     (folder / "meta").mkdir()
     lines: dict[str, list[dict[str, Any]]] = {"episodes": [], "episodes_stats": [], "tasks": []}
     lines["tasks"] = [{"task_index": index, "task": text} for index, text in sorted(meta.tasks.items())]
-    rows = _rows(meta)
+    rows = _extra_columns(meta)
     for episode, table in source:
         parts = {"episode_index": episode.index, "episode_chunk": episode.index // CHUNKS_SIZE}
         path = folder / DATA_V2.format(**parts)
         path.parent.mkdir(parents=True, exist_ok=True)
         pq.write_table(table, path)
         for key in source.cameras:
-            _cut(source, episode, key, table, folder / VIDEO_V2.format(video_key=key, **parts))
+            _write_video(source, episode, key, table, folder / VIDEO_V2.format(video_key=key, **parts))
         tasks = dict.fromkeys(meta.tasks[index] for index in table["task_index"].to_pylist())
         line = {"episode_index": episode.index, "tasks": list(tasks), "length": episode.length}
         lines["episodes"].append(line | rows.get(episode.index, {}))
-        stats = _numbers(meta, episode, table) | source.camera_stats(episode, table)
+        stats = _numeric_stats(meta, episode, table) | source.camera_stats(episode, table)
         plain = {key: {name: np.asarray(value).tolist() for name, value in of.items()} for key, of in stats.items()}
         lines["episodes_stats"].append({"episode_index": episode.index, "stats": plain})
     for name, content in lines.items():
@@ -162,32 +163,36 @@ def _to_v21(meta: Meta, folder: Path) -> None:
     write_json(folder / "meta" / "info.json", _info_v21(source))
 
 
-def _numbers(meta: Meta, episode: EpisodeMeta, table: pa.Table) -> RawStats:
+def _numeric_stats(meta: DatasetMeta, episode: EpisodeMeta, table: pa.Table) -> RawStats:
     path = meta.root / episode.data_file
-    columns = {key: column for key, column in meta.columns.items() if not column.is_visual and column.dtype not in TEXT}
+    columns = {
+        key: column
+        for key, column in meta.columns.items()
+        if not column.is_visual and column.dtype not in STRING_DTYPES
+    }
     return {key: column_stats(as_numpy(table, key, column, path)) for key, column in columns.items()}
 
 
-def _rows(meta: Meta) -> dict[int, dict[str, Any]]:
+def _extra_columns(meta: DatasetMeta) -> dict[int, dict[str, Any]]:
     """What else the table of episodes says of each, such as the seed that made it."""
     found: dict[int, dict[str, Any]] = {}
     for file in sorted((meta.root / "meta" / "episodes").glob("*/*.parquet")):
         for row in read_table(file).to_pylist():
-            further = {key: value for key, value in row.items() if key not in KNOWN and "/" not in key}
+            further = {key: value for key, value in row.items() if key not in EPISODE_KEYS and "/" not in key}
             found[row["episode_index"]] = further
     return found
 
 
-def _cut(source: _Source, episode: EpisodeMeta, key: str, table: pa.Table, path: Path) -> None:
+def _write_video(source: _EpisodeReader, episode: EpisodeMeta, key: str, table: pa.Table, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     clip = source.clip(episode, key)
     if not encode.begins_with_key_frame(clip, source.meta.fps):
         log.warning("%s has no key frame where episode %d begins, so it is encoded again.", clip.source, episode.index)
-        clip = Encoder()(source.frames(episode, key, table), source.meta.fps)
-    encode.join(path, [clip], source.meta.fps)
+        clip = VideoEncoder()(source.frames(episode, key, table), source.meta.fps)
+    encode.concat_clips(path, [clip], source.meta.fps)
 
 
-def _info_v21(source: _Source) -> dict[str, Any]:
+def _info_v21(source: _EpisodeReader) -> dict[str, Any]:
     info, count = source.info, len(source.meta.episodes)
     features = {key: dict(each) for key, each in info["features"].items()}
     for each in features.values():
@@ -212,5 +217,5 @@ def _info_v21(source: _Source) -> dict[str, Any]:
 
 def _extra(info: dict[str, Any]) -> dict[str, Any]:
     """What ``info.json`` holds beyond the format, such as the simulator's settings."""
-    format_keys = (*LAYOUT, "robot_type", "fps", "splits", "features")
+    format_keys = (*LAYOUT_KEYS, "robot_type", "fps", "splits", "features")
     return {key: value for key, value in info.items() if key not in format_keys}

@@ -1,4 +1,4 @@
-"""Where a dataset lies: a folder, a cache of the Hugging Face hub, or the hub itself if that is asked for."""
+"""Find the folder of a dataset: local, in the cache of the Hugging Face hub, or downloaded on request."""
 
 import os
 from pathlib import Path
@@ -13,7 +13,7 @@ def find_root(repo_id: str | None, root: str | None, revision: str | None, downl
     ``~/.cache/huggingface/lerobot``), then in the hub's own cache. Only `download` lets it use the network.
 
     Raises:
-        UserError: The dataset is in none of these places; the message names the ways out.
+        UserError: The dataset is not found there; the message names the alternatives.
     """
     if root is not None:
         folder = Path(root).expanduser()
@@ -22,7 +22,8 @@ def find_root(repo_id: str | None, root: str | None, revision: str | None, downl
         return _download(repo_id, revision, folder)
     if not repo_id:
         raise UserError(
-            "No dataset is named: give dataset.root=FOLDER, or the dataset.repo_id=NAME/DATASET of one on the hub."
+            "No dataset is named: give dataset.root=FOLDER, or the dataset.repo_id=NAME/DATASET of one on the hub.",
+            key="dataset.repo_id",
         )
     folder = _lerobot_home() / repo_id
     if revision is None and (folder / "meta" / "info.json").is_file():
@@ -34,7 +35,8 @@ def find_root(repo_id: str | None, root: str | None, revision: str | None, downl
         return _download(repo_id, revision, None)
     raise UserError(
         f"Dataset {repo_id!r} is not on this machine: name its folder by dataset.root=FOLDER, record one with "
-        "robolearn-collect, or let it be fetched with dataset.download=true."
+        "robolearn-collect, or let it be fetched with dataset.download=true.",
+        key="dataset.repo_id",
     )
 
 
@@ -42,12 +44,14 @@ def _existing(folder: Path) -> Path:
     if not folder.is_dir():
         raise UserError(
             f"dataset.root={folder} is no folder: name one that holds a LeRobot dataset, record one with "
-            "robolearn-collect, or leave dataset.root out and fetch dataset.repo_id with dataset.download=true."
+            "robolearn-collect, or leave dataset.root out and fetch dataset.repo_id with dataset.download=true.",
+            key="dataset.root",
         )
     if not (folder / "meta" / "info.json").is_file():
         raise UserError(
             f"dataset.root={folder} holds no meta/info.json: name the folder of a LeRobot dataset "
-            "(v2.0, v2.1 or v3.0), which has meta/ and data/ in it."
+            "(v2.0, v2.1 or v3.0), which has meta/ and data/ in it.",
+            key="dataset.root",
         )
     return folder
 
@@ -67,7 +71,8 @@ def _in_hub_cache(repo_id: str, revision: str | None) -> Path | None:
         return Path(snapshot_download(repo_id, repo_type="dataset", revision=revision, local_files_only=True))
     except HFValidationError:
         raise UserError(
-            f"dataset.repo_id={repo_id} is no hub id, which reads NAME/DATASET: for a folder use dataset.root."
+            f"dataset.repo_id={repo_id} is no hub id, which reads NAME/DATASET: for a folder use dataset.root.",
+            key="dataset.repo_id",
         ) from None
     except LocalEntryNotFoundError:
         return None
@@ -84,16 +89,20 @@ def _download(repo_id: str | None, revision: str | None, folder: Path | None) ->
             return found
         raise UserError(
             f"Dataset {repo_id!r} is not on this machine, and HF_HUB_OFFLINE forbids dataset.download=true: "
-            "unset HF_HUB_OFFLINE, or name the dataset's folder by dataset.root=FOLDER."
+            "unset HF_HUB_OFFLINE, or name the dataset's folder by dataset.root=FOLDER.",
+            key="dataset.download",
         )
     try:
-        place = snapshot_download(repo_id, repo_type="dataset", revision=revision, local_dir=folder)
+        found = snapshot_download(repo_id, repo_type="dataset", revision=revision, local_dir=folder)
     except HFValidationError:
-        raise UserError(f"dataset.repo_id={repo_id} is no hub id, which reads NAME/DATASET.") from None
+        raise UserError(
+            f"dataset.repo_id={repo_id} is no hub id, which reads NAME/DATASET.", key="dataset.repo_id"
+        ) from None
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
         raise UserError(
             f"Dataset {repo_id!r} could not be fetched from the hub ({reason}): look at dataset.repo_id and the "
-            "network, or name a folder that holds it by dataset.root=FOLDER."
+            "network, or name a folder that holds it by dataset.root=FOLDER.",
+            key="dataset.repo_id",
         ) from None
-    return Path(place)
+    return Path(found)

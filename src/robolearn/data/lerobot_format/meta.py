@@ -1,4 +1,4 @@
-"""What a LeRobot dataset says about itself: the files under ``meta/`` of format v2.0, v2.1 and v3.0.
+"""The description of a LeRobot dataset: the files under ``meta/`` of format v2.0, v2.1 and v3.0.
 
 Only small files are read here, no frame of data; every version ends as the same `Meta`.
 """
@@ -16,11 +16,11 @@ from robolearn.data.lerobot_format.stats import RawStats, aggregate, parse_stats
 from robolearn.errors import UserError
 
 VERSIONS = ("v2.0", "v2.1", "v3.0")
-VISUAL = ("video", "image")
+IMAGE_DTYPES = ("video", "image")
 
 
 @dataclass(frozen=True)
-class Column:
+class ColumnMeta:
     """One feature of ``info.json``: its dtype there, and the shape of one frame (images as (C, H, W))."""
 
     dtype: str
@@ -29,7 +29,7 @@ class Column:
     @property
     def is_visual(self) -> bool:
         """Whether this is a camera, stored as video or as images in the parquet files."""
-        return self.dtype in VISUAL
+        return self.dtype in IMAGE_DTYPES
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class VideoLocation:
 
 @dataclass(frozen=True)
 class EpisodeMeta:
-    """One episode: its number, its length in frames, and the files (below the root) that hold it."""
+    """One episode: its index, its length in frames, and the files (below the root) that hold it."""
 
     index: int
     length: int
@@ -51,7 +51,7 @@ class EpisodeMeta:
 
 
 @dataclass(frozen=True)
-class Meta:
+class DatasetMeta:
     """A dataset's description. `stats` are those of the whole set, as numbers of double precision.
 
     `settings` is what `robolearn.types.Spec` calls so, from the key ``settings`` of ``info.json``; LeRobot writes none.
@@ -60,7 +60,7 @@ class Meta:
     root: Path
     version: str
     fps: float
-    columns: dict[str, Column]
+    columns: dict[str, ColumnMeta]
     episodes: tuple[EpisodeMeta, ...]
     tasks: dict[int, str]
     stats: RawStats
@@ -68,12 +68,12 @@ class Meta:
     settings: dict[str, Any]
 
     @property
-    def cameras(self) -> dict[str, Column]:
+    def cameras(self) -> dict[str, ColumnMeta]:
         """The visual features by key."""
         return {key: column for key, column in self.columns.items() if column.is_visual}
 
 
-def read_meta(root: Path) -> Meta:
+def read_meta(root: Path) -> DatasetMeta:
     """Read the description of the dataset in folder `root`.
 
     Raises:
@@ -86,11 +86,12 @@ def read_meta(root: Path) -> Meta:
         raise UserError(
             f"{path} has codebase_version {version!r}, but {', '.join(VERSIONS)} are what can be read: "
             "convert the dataset with the conversion script that LeRobot ships, or choose another "
-            "dataset.root or dataset.repo_id."
+            "dataset.root or dataset.repo_id.",
+            key=str(path),
         )
     fps = _field(info, "fps", path)
     if not isinstance(fps, int | float) or fps <= 0:
-        raise UserError(f"{path} has fps {fps!r}, which should be a positive number: mend it there.")
+        raise UserError(f"{path} has fps {fps!r}, which should be a positive number: correct it there.", key=str(path))
     columns = _columns(info, path)
     cameras = [key for key, column in columns.items() if column.dtype == "video"]
     if version == "v3.0":
@@ -105,7 +106,7 @@ def read_meta(root: Path) -> Meta:
     stats, stats_file = _stats(root, version)
     settings = info.get("settings")
     settings = settings if isinstance(settings, dict) else {}
-    return Meta(root, version, float(fps), columns, episodes, tasks, stats, stats_file, settings)
+    return DatasetMeta(root, version, float(fps), columns, episodes, tasks, stats, stats_file, settings)
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -117,11 +118,13 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise UserError(f"{path} is missing: fetch or write the dataset again.") from None
+        raise UserError(f"{path} is missing: fetch or write the dataset again.", key=str(path)) from None
     except (ValueError, OSError) as error:
-        raise UserError(f"{path} cannot be read as JSON ({error}): fetch or write the dataset again.") from None
+        raise UserError(
+            f"{path} cannot be read as JSON ({error}): fetch or write the dataset again.", key=str(path)
+        ) from None
     if not isinstance(value, dict):
-        raise UserError(f"{path} should hold a JSON object: fetch or write the dataset again.")
+        raise UserError(f"{path} should hold a JSON object: fetch or write the dataset again.", key=str(path))
     return value
 
 
@@ -134,18 +137,22 @@ def read_lines(path: Path) -> Iterator[dict[str, Any]]:
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except FileNotFoundError:
-        raise UserError(f"{path} is missing: fetch or write the dataset again.") from None
+        raise UserError(f"{path} is missing: fetch or write the dataset again.", key=str(path)) from None
     except (ValueError, OSError) as error:
-        raise UserError(f"{path} cannot be read ({error}): fetch or write the dataset again.") from None
+        raise UserError(f"{path} cannot be read ({error}): fetch or write the dataset again.", key=str(path)) from None
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         try:
             value = json.loads(line)
         except ValueError as error:
-            raise UserError(f"{path}, line {number} is not JSON ({error}): fetch or write the dataset again.") from None
+            raise UserError(
+                f"{path}, line {number} is not JSON ({error}): fetch or write the dataset again.", key=str(path)
+            ) from None
         if not isinstance(value, dict):
-            raise UserError(f"{path}, line {number} should be a JSON object: fetch or write the dataset again.")
+            raise UserError(
+                f"{path}, line {number} should be a JSON object: fetch or write the dataset again.", key=str(path)
+            )
         yield value
 
 
@@ -162,51 +169,64 @@ def read_table(path: Path, columns: list[str] | None = None, episode: int | None
             if missing:
                 raise UserError(
                     f"{where} lacks the column {missing[0]!r}, which meta/info.json lists: "
-                    "fetch or write the dataset again."
+                    "fetch or write the dataset again.",
+                    key=str(path),
                 )
         return pq.ParquetFile(path).read(columns=columns)
     except FileNotFoundError:
-        raise UserError(f"{where} is missing: fetch or write the dataset again.") from None
+        raise UserError(f"{where} is missing: fetch or write the dataset again.", key=str(path)) from None
     except (pa.ArrowException, OSError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"{where} cannot be read as parquet ({reason}): fetch the dataset again.") from None
+        raise UserError(
+            f"{where} cannot be read as parquet ({reason}): fetch the dataset again.", key=str(path)
+        ) from None
 
 
 def _field(record: dict[str, Any], key: str, path: Path) -> Any:
     if key not in record:
-        raise UserError(f"{path} lacks {key!r}, which the dataset format demands: fetch the dataset again.")
+        raise UserError(
+            f"{path} lacks {key!r}, which the dataset format demands: fetch the dataset again.", key=str(path)
+        )
     return record[key]
 
 
 def _count(record: dict[str, Any], key: str, path: Path) -> int:
     value = _field(record, key, path)
     if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-        raise UserError(f"{path} has {key} {value!r}, which should be a whole number: mend it there.")
+        raise UserError(
+            f"{path} has {key} {value!r}, which should be an integer that is not negative: correct it there.",
+            key=str(path),
+        )
     return value
 
 
-def _columns(info: dict[str, Any], path: Path) -> dict[str, Column]:
+def _columns(info: dict[str, Any], path: Path) -> dict[str, ColumnMeta]:
     features = _field(info, "features", path)
     if not isinstance(features, dict):
-        raise UserError(f"{path} has features that are no object: fetch or write the dataset again.")
+        raise UserError(f"{path} has features that are no object: fetch or write the dataset again.", key=str(path))
     columns = {}
     for key, feature in features.items():
         try:
             dtype, shape = str(feature["dtype"]), tuple(int(size) for size in feature["shape"])
         except (KeyError, TypeError, ValueError):
-            raise UserError(f"{path} gives no usable dtype and shape for {key!r}: each feature needs both.") from None
-        if dtype in VISUAL:
+            raise UserError(
+                f"{path} gives no usable dtype and shape for {key!r}: each feature needs both.", key=str(path)
+            ) from None
+        if dtype in IMAGE_DTYPES:
             shape = _channel_first(shape, feature.get("names"))
             if len(shape) != 3 or shape[0] not in (1, 3):
                 raise UserError(
                     f"{path} gives the camera {key!r} the shape {feature['shape']}: height, width and "
-                    "1 or 3 channels are what can be read."
+                    "1 or 3 channels are what can be read.",
+                    key=str(path),
                 )
-        columns[key] = Column(dtype, shape)
+        columns[key] = ColumnMeta(dtype, shape)
     if "action" not in columns:
-        raise UserError(f"{path} lists no feature 'action': nothing can be learnt from this dataset.")
+        raise UserError(f"{path} lists no feature 'action': nothing can be learned from this dataset.", key=str(path))
     if not any(key.startswith("observation.") for key in columns):
-        raise UserError(f"{path} lists no feature 'observation.*': nothing can be learnt from this dataset.")
+        raise UserError(
+            f"{path} lists no feature 'observation.*': nothing can be learned from this dataset.", key=str(path)
+        )
     return columns
 
 
@@ -226,7 +246,8 @@ def _path(info: dict[str, Any], key: str, path: Path, **parts: Any) -> str:
         return str(template).format(**parts)
     except (KeyError, IndexError, ValueError):
         raise UserError(
-            f"{path} has {key} {template!r}, which holds a placeholder that this format version does not know."
+            f"{path} has {key} {template!r}, which holds a placeholder that this format version does not know.",
+            key=str(path),
         ) from None
 
 
@@ -244,7 +265,7 @@ def _episodes_v3(root: Path, info: dict[str, Any], cameras: list[str]) -> Iterat
     path, folder = root / "meta" / "info.json", root / "meta" / "episodes"
     files = sorted(folder.glob("*/*.parquet"))
     if not files:
-        raise UserError(f"{folder} holds no parquet file: fetch or write the dataset again.")
+        raise UserError(f"{folder} holds no parquet file: fetch or write the dataset again.", key=str(folder))
     parts = ("chunk_index", "file_index")
     wanted = ["episode_index", "length", *(f"data/{part}" for part in parts)]
     for key in cameras:
@@ -253,14 +274,16 @@ def _episodes_v3(root: Path, info: dict[str, Any], cameras: list[str]) -> Iterat
         for row in read_table(file, wanted).to_pylist():
             empty = [key for key, value in row.items() if value is None]
             if empty:
-                raise UserError(f"{file} leaves {empty[0]!r} empty in a row: fetch or write the dataset again.")
-            places = {part: row[f"data/{part}"] for part in parts}
+                raise UserError(
+                    f"{file} leaves {empty[0]!r} empty in a row: fetch or write the dataset again.", key=str(file)
+                )
+            location = {part: row[f"data/{part}"] for part in parts}
             videos = {}
             for key in cameras:
                 video = {part: row[f"videos/{key}/{part}"] for part in parts}
                 name = _path(info, "video_path", path, video_key=key, **video)
                 videos[key] = VideoLocation(name, float(row[f"videos/{key}/from_timestamp"]))
-            data_file = _path(info, "data_path", path, **places)
+            data_file = _path(info, "data_path", path, **location)
             yield EpisodeMeta(_count(row, "episode_index", file), _count(row, "length", file), data_file, videos)
 
 
@@ -276,19 +299,23 @@ def _check_totals(info: dict[str, Any], episodes: tuple[EpisodeMeta, ...], path:
         if episode.index != position:
             raise UserError(
                 f"{path.parent} lists episode {episode.index} where episode {position} belongs: "
-                "episodes should be numbered from 0 without a gap, so write the dataset again."
+                "episodes should be numbered from 0 without a gap, so write the dataset again.",
+                key=str(path.parent),
             )
         if episode.length == 0:
-            raise UserError(f"{path.parent} gives episode {episode.index} no frame: write the dataset again.")
-    for key, found in (("total_episodes", len(episodes)), ("total_frames", sum(e.length for e in episodes))):
-        told = _count(info, key, path)
-        if told != found:
             raise UserError(
-                f"{path} has {key} {told}, but the episodes listed beside it make {found}: "
-                "fetch or write the dataset again."
+                f"{path.parent} gives episode {episode.index} no frame: write the dataset again.", key=str(path.parent)
+            )
+    for key, found in (("total_episodes", len(episodes)), ("total_frames", sum(e.length for e in episodes))):
+        recorded = _count(info, key, path)
+        if recorded != found:
+            raise UserError(
+                f"{path} has {key} {recorded}, but the episodes listed beside it make {found}: "
+                "fetch or write the dataset again.",
+                key=str(path),
             )
     if not episodes:
-        raise UserError(f"{path} describes a dataset without episodes: choose another one.")
+        raise UserError(f"{path} describes a dataset without episodes: choose another one.", key=str(path))
 
 
 def _tasks_v2(path: Path) -> dict[int, str]:
@@ -297,10 +324,12 @@ def _tasks_v2(path: Path) -> dict[int, str]:
 
 def _tasks_v3(path: Path) -> dict[int, str]:
     table = read_table(path)
-    texts = [field.name for field in table.schema if pa.types.is_string(field.type) or _is_large(field.type)]
-    if "task_index" not in table.schema.names or not texts:
-        raise UserError(f"{path} should hold task_index and the tasks' text: fetch the dataset again.")
-    name = "task" if "task" in texts else texts[0]
+    string_columns = [field.name for field in table.schema if pa.types.is_string(field.type) or _is_large(field.type)]
+    if "task_index" not in table.schema.names or not string_columns:
+        raise UserError(
+            f"{path} should hold task_index and the tasks as strings: fetch the dataset again.", key=str(path)
+        )
+    name = "task" if "task" in string_columns else string_columns[0]
     return dict(sorted(zip(table["task_index"].to_pylist(), table[name].to_pylist(), strict=True)))
 
 
@@ -317,7 +346,7 @@ def _stats(root: Path, version: str) -> tuple[RawStats, Path]:
     return parse_stats(read_json(path), path), path
 
 
-def select(meta: Meta, episodes: list[int] | None) -> tuple[EpisodeMeta, ...]:
+def select_episodes(meta: DatasetMeta, episodes: list[int] | None) -> tuple[EpisodeMeta, ...]:
     """The episodes of the key ``dataset.episodes``, in the order given; all of them for None.
 
     Raises:
@@ -327,11 +356,16 @@ def select(meta: Meta, episodes: list[int] | None) -> tuple[EpisodeMeta, ...]:
         return meta.episodes
     total = len(meta.episodes)
     if not episodes:
-        raise UserError("dataset.episodes is empty: name at least one episode, or null for all of them.")
+        raise UserError(
+            "dataset.episodes is empty: name at least one episode, or null for all of them.", key="dataset.episodes"
+        )
     for index in episodes:
         if not 0 <= index < total:
-            raise UserError(f"dataset.episodes names episode {index}, but {meta.root} has episodes 0 to {total - 1}.")
+            raise UserError(
+                f"dataset.episodes names episode {index}, but {meta.root} has episodes 0 to {total - 1}.",
+                key="dataset.episodes",
+            )
     if len(set(episodes)) != len(episodes):
         twice = next(index for index in episodes if episodes.count(index) > 1)
-        raise UserError(f"dataset.episodes names episode {twice} twice: name each one once.")
+        raise UserError(f"dataset.episodes names episode {twice} twice: name each one once.", key="dataset.episodes")
     return tuple(meta.episodes[index] for index in episodes)

@@ -10,7 +10,7 @@ import pyarrow as pa
 from PIL import Image
 
 from robolearn.data.lerobot_format.episode_stats import image_stats
-from robolearn.data.video.encode import Clip, Encoder
+from robolearn.data.video.encode import Clip, VideoEncoder
 from robolearn.episodes import Episode
 from robolearn.types import Spec
 
@@ -24,13 +24,13 @@ def feature(dtype: str, shape: Sequence[int], names: Any = None) -> InfoFeature:
 
 
 @dataclass(frozen=True)
-class Record:
+class EpisodeRecord:
     """One episode to be written.
 
     Attributes:
-        columns: Values (T, *shape) of every feature but videos and those that the writer makes; an Arrow table holds
+        columns: Values (T, *shape) of every feature but videos and those that the writer adds; an Arrow table holds
             what arrays can't, such as encoded images.
-        task: What is done, in words; a list has a text for every frame.
+        task: The instruction; a list has one for every frame.
         clips: The video of each camera.
         stats: Statistics of the cameras; those of numbers are computed.
         extra: Further columns of the table of episodes.
@@ -61,7 +61,7 @@ class Recorder:
 
     spec: Spec
     task: str
-    encoder: Encoder | None = field(default_factory=Encoder)
+    encoder: VideoEncoder | None = field(default_factory=VideoEncoder)
     label: Literal["clean", "executed"] = "clean"
     noisy: bool = False
 
@@ -93,7 +93,7 @@ class Recorder:
             features["next.success"] = feature("bool", [1])
         return features
 
-    def __call__(self, episode: Episode, clean: np.ndarray) -> Record:
+    def __call__(self, episode: Episode, clean: np.ndarray) -> EpisodeRecord:
         """The record of an episode with its observations; `clean` (T, A) are the actions before noise."""
         assert episode.observations is not None
         length = len(episode)
@@ -108,7 +108,7 @@ class Recorder:
             if self.encoder:
                 clips[key] = self.encoder(frames, self.spec.fps)
             else:
-                columns[key] = pa.array([{"bytes": _png(frame), "path": None} for frame in frames], PICTURE)
+                columns[key] = pa.array([{"bytes": _png(frame), "path": None} for frame in frames], IMAGE_TYPE)
         actions = {"clean": clean, "executed": episode.actions}
         columns["action"] = actions[self.label]
         if self.other_action:
@@ -117,10 +117,10 @@ class Recorder:
         columns["next.done"] = np.arange(length) == length - 1
         if episode.successes is not None:
             columns["next.success"] = episode.successes
-        return Record(columns, self.task, clips, stats, {"seed": episode.seed})
+        return EpisodeRecord(columns, self.task, clips, stats, {"seed": episode.seed})
 
 
-PICTURE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+IMAGE_TYPE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 """Images in parquet files, as the package datasets reads them."""
 
 

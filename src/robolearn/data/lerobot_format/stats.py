@@ -30,7 +30,9 @@ def parse_stats(stats: Mapping[str, Mapping[str, Any]], path: Path) -> RawStats:
             for key, values in stats.items()
         }
     except (AttributeError, TypeError, ValueError) as error:
-        raise UserError(f"{path} holds statistics that are not numbers ({error}): fetch it again.") from None
+        raise UserError(
+            f"{path} holds statistics that are not numbers ({error}): fetch it again.", key=str(path)
+        ) from None
 
 
 def aggregate(episodes: list[RawStats], path: Path) -> RawStats:
@@ -41,7 +43,7 @@ def aggregate(episodes: list[RawStats], path: Path) -> RawStats:
     the weighted mean of the episodes' quantiles, as LeRobot takes it; that is not the quantile of the union.
     """
     if not episodes:
-        raise UserError(f"{path} is empty: fetch or write the dataset again.")
+        raise UserError(f"{path} is empty: fetch or write the dataset again.", key=str(path))
     merged: RawStats = {}
     for key in episodes[0]:
         try:
@@ -49,7 +51,8 @@ def aggregate(episodes: list[RawStats], path: Path) -> RawStats:
         except (KeyError, ValueError):
             raise UserError(
                 f"{path} lacks statistics of {key!r} (mean, std, min, max, count) in one of its episodes: "
-                "fetch or write the dataset again."
+                "fetch or write the dataset again.",
+                key=str(path),
             ) from None
         mean, count = parts["mean"], parts["count"]
         weight = count.reshape(-1, *[1] * (mean.ndim - 1))
@@ -83,14 +86,19 @@ def feature_stats(raw: RawStats, spec: Spec, path: Path, use_imagenet_stats: boo
         for name in NAMES:
             value = raw.get(key, {}).get(name)
             if value is None:
-                raise UserError(f"{path} lacks the statistic {name!r} of {key!r}: write the dataset again.")
+                raise UserError(
+                    f"{path} lacks the statistic {name!r} of {key!r}: write the dataset again.", key=str(path)
+                )
             if value.size != int(np.prod(shape)):
                 raise UserError(
                     f"{path} holds {name!r} of {key!r} with shape {list(value.shape)}, but info.json makes it "
-                    f"{list(shape)}: fetch or write the dataset again."
+                    f"{list(shape)}: fetch or write the dataset again.",
+                    key=str(path),
                 )
             if not np.isfinite(value).all():
-                raise UserError(f"{path} holds a NaN or infinite {name!r} of {key!r}: write the dataset again.")
+                raise UserError(
+                    f"{path} holds a NaN or infinite {name!r} of {key!r}: write the dataset again.", key=str(path)
+                )
             stats[key][name] = torch.from_numpy(value.reshape(shape)).to(torch.float32)
         if use_imagenet_stats and feature.kind == "VISUAL" and feature.shape[0] == 3:
             stats[key]["mean"] = torch.tensor(IMAGENET_MEAN).reshape(3, 1, 1)

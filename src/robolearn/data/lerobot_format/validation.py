@@ -1,44 +1,50 @@
-"""What makes a dataset unfit for training: every refusal names the file, the episode and the way out."""
+"""Checks of a dataset before training; every error names the file, the episode and a fix."""
 
 from pathlib import Path
 
 import numpy as np
 
-from robolearn.data.lerobot_format.meta import EpisodeMeta, Meta
+from robolearn.data.lerobot_format.meta import DatasetMeta, EpisodeMeta
 from robolearn.errors import UserError
 
 
-def check_files(meta: Meta, episodes: tuple[EpisodeMeta, ...]) -> None:
+def check_files(meta: DatasetMeta, episodes: tuple[EpisodeMeta, ...]) -> None:
     """Refuse a dataset that lacks a file it needs of `episodes`. Looks at names alone, so that it is quick."""
     seen: set[str] = set()
     for episode in episodes:
-        for name in (episode.data_file, *(place.file for key, place in episode.videos.items() if key in meta.columns)):
+        for name in (
+            episode.data_file,
+            *(location.file for key, location in episode.videos.items() if key in meta.columns),
+        ):
             if name in seen:
                 continue
             seen.add(name)
             if not (meta.root / name).is_file():
                 raise UserError(
                     f"{meta.root / name} is missing, which holds episode {episode.index}: fetch it again, or "
-                    "leave that episode out with dataset.episodes."
+                    "leave that episode out with dataset.episodes.",
+                    key=str(meta.root / name),
                 )
 
 
 def check_rows(path: Path, episode: EpisodeMeta, rows: np.ndarray) -> None:
-    """Refuse an episode whose rows are not as many as its description tells, or do not lie together."""
+    """Refuse an episode whose rows are not as many as its description says, or do not lie together."""
     if len(rows) != episode.length:
         raise UserError(
             f"{path} holds {len(rows)} frames of episode {episode.index}, but meta/ gives it {episode.length}: "
-            "fetch or write the dataset again."
+            "fetch or write the dataset again.",
+            key=str(path),
         )
     if rows[-1] - rows[0] + 1 != episode.length:
         raise UserError(
             f"{path} scatters the frames of episode {episode.index} among other episodes: "
-            "write the dataset again, one episode after another."
+            "write the dataset again, one episode after another.",
+            key=str(path),
         )
 
 
 def check_frames(
-    path: Path, episode: EpisodeMeta, frames: dict[str, np.ndarray], meta: Meta, tolerance_s: float
+    path: Path, episode: EpisodeMeta, frames: dict[str, np.ndarray], meta: DatasetMeta, tolerance_s: float
 ) -> None:
     """Refuse one episode's numbers: frames out of order, times off the raster, NaN, unknown tasks."""
     count = np.arange(episode.length)
@@ -47,7 +53,8 @@ def check_frames(
     if wrong.size:
         raise UserError(
             f"{path} has frame_index {frame_index[wrong[0]]} at frame {wrong[0]} of episode {episode.index}: "
-            "frames should be numbered from 0 in order, so write the dataset again."
+            "frames should be numbered from 0 in order, so write the dataset again.",
+            key=str(path),
         )
     _check_times(path, episode, frames["timestamp"], meta.fps, tolerance_s)
     for key, values in frames.items():
@@ -55,14 +62,16 @@ def check_frames(
             frame = np.flatnonzero(~np.isfinite(values).reshape(episode.length, -1).all(axis=1))[0]
             raise UserError(
                 f"{path} holds a NaN or infinite {key!r} at frame {frame} of episode {episode.index}: "
-                "mend it, or leave that episode out with dataset.episodes."
+                "correct it, or leave that episode out with dataset.episodes.",
+                key=str(path),
             )
     tasks = frames["task_index"].reshape(-1)
     for task in np.unique(tasks):
         if int(task) not in meta.tasks:
             raise UserError(
                 f"{path} gives episode {episode.index} the task_index {task}, which meta/tasks does not list: "
-                "fetch or write the dataset again."
+                "fetch or write the dataset again.",
+                key=str(path),
             )
 
 
@@ -80,6 +89,7 @@ def _check_times(path: Path, episode: EpisodeMeta, timestamp: np.ndarray, fps: f
         frame = int(wrong[np.argmax(np.nan_to_num(off[wrong], nan=np.inf))])
         raise UserError(
             f"{path} has timestamp {seconds[frame]:.6g} s at frame {frame} of episode {episode.index}, where "
-            f"{fps:g} frames a second make {frame / fps:.6g} s: mend it, or allow for it with "
-            f"dataset.tolerance_s, which is {tolerance_s:g}."
+            f"{fps:g} frames a second make {frame / fps:.6g} s: correct it, or allow for it with "
+            f"dataset.tolerance_s, which is {tolerance_s:g}.",
+            key=str(path),
         )

@@ -1,4 +1,4 @@
-"""Is a dataset sound? Every file is read, every frame decoded, every statistic computed again."""
+"""Verification of a dataset: every file is read, every frame decoded, every statistic recomputed."""
 
 import threading
 from collections.abc import Iterator, Mapping
@@ -9,22 +9,22 @@ from typing import Any
 import numpy as np
 
 from robolearn.data.lerobot_format import validation
-from robolearn.data.lerobot_format.columns import TEXT, Table, as_numpy
+from robolearn.data.lerobot_format.columns import STRING_DTYPES, FrameColumns, as_numpy
 from robolearn.data.lerobot_format.episode_stats import column_stats
-from robolearn.data.lerobot_format.meta import EpisodeMeta, Meta, read_json, read_lines, read_meta, read_table
+from robolearn.data.lerobot_format.meta import DatasetMeta, EpisodeMeta, read_json, read_lines, read_meta, read_table
 from robolearn.data.lerobot_format.stats import RawStats, parse_stats
 from robolearn.data.video import camera_frames, decode
 from robolearn.errors import UserError
 
 RunningStats = Mapping[str, np.ndarray]
-MOMENTS = ("min", "max", "mean", "std")
+STAT_NAMES = ("min", "max", "mean", "std")
 NUMBERS_RTOL = 1e-4
-# Recorded from a sample of frames before they were encoded, sometimes from smaller pictures.
+# Recorded from a sample of frames before they were encoded, sometimes from smaller images.
 IMAGES_ATOL = 0.02
 
 
 @dataclass
-class _Episode:
+class _EpisodeRows:
     """The numbers of an episode that could be read, and the row of its file where it begins."""
 
     meta: EpisodeMeta
@@ -33,11 +33,11 @@ class _Episode:
 
 
 def verify(root: Path, tolerance_s: float = 1e-4) -> list[str]:
-    """Everything that is wrong with a dataset, in sentences that name the file and the episode; none for a sound one.
+    """The faults of a dataset, as sentences that name the file and the episode; none for a valid one.
 
     Args:
         root: Its folder.
-        tolerance_s: How far, in seconds, a frame may lie from its place in time.
+        tolerance_s: How far, in seconds, a frame may lie from its nominal time.
     """
     try:
         meta = read_meta(root)
@@ -45,7 +45,7 @@ def verify(root: Path, tolerance_s: float = 1e-4) -> list[str]:
         return [str(error)]
     info = read_json(root / "meta" / "info.json")
     faults = [*_description(meta, info)]
-    episodes: list[_Episode] = []
+    episodes: list[_EpisodeRows] = []
     faults += _data(meta, tolerance_s, episodes)
     faults += _stats(meta, episodes)
     for key in meta.cameras:
@@ -53,7 +53,7 @@ def verify(root: Path, tolerance_s: float = 1e-4) -> list[str]:
     return faults
 
 
-def _description(meta: Meta, info: Mapping[str, Any]) -> Iterator[str]:
+def _description(meta: DatasetMeta, info: Mapping[str, Any]) -> Iterator[str]:
     path = meta.root / "meta" / "info.json"
     count = len(meta.episodes)
     if info.get("total_tasks") != len(meta.tasks):
@@ -68,7 +68,7 @@ def _description(meta: Meta, info: Mapping[str, Any]) -> Iterator[str]:
         yield from _table_of_episodes(meta)
 
 
-def _table_of_episodes(meta: Meta) -> Iterator[str]:
+def _table_of_episodes(meta: DatasetMeta) -> Iterator[str]:
     start = 0
     for file in sorted((meta.root / "meta" / "episodes").glob("*/*.parquet")):
         names = ["episode_index", "length", "dataset_from_index", "dataset_to_index"]
@@ -81,7 +81,7 @@ def _table_of_episodes(meta: Meta) -> Iterator[str]:
             if row["episode_index"] >= len(meta.episodes):
                 yield (
                     f"{file} lists episode {row['episode_index']}, which info.json does not count: a collection was "
-                    "stopped while it wrote; its command, given again, mends this."
+                    "stopped while it wrote; its command, given again, repairs this."
                 )
                 return
             found = (row["dataset_from_index"], row["dataset_to_index"])
@@ -93,7 +93,7 @@ def _table_of_episodes(meta: Meta) -> Iterator[str]:
             start += row["length"]
 
 
-def _data(meta: Meta, tolerance_s: float, episodes: list[_Episode]) -> Iterator[str]:
+def _data(meta: DatasetMeta, tolerance_s: float, episodes: list[_EpisodeRows]) -> Iterator[str]:
     """Faults of the parquet files; what is sound is added to `episodes`."""
     by_file: dict[str, list[EpisodeMeta]] = {}
     for episode in meta.episodes:
@@ -113,7 +113,7 @@ def _data(meta: Meta, tolerance_s: float, episodes: list[_Episode]) -> Iterator[
             rows = np.flatnonzero(owner == episode.index)
             try:
                 if not rows.size:
-                    raise UserError(f"{path} holds no frame of episode {episode.index}.")
+                    raise UserError(f"{path} holds no frame of episode {episode.index}.", key=str(path))
                 validation.check_rows(path, episode, rows)
                 frames = {key: values[rows] for key, values in columns.items()}
                 validation.check_frames(path, episode, frames, meta, tolerance_s)
@@ -123,17 +123,21 @@ def _data(meta: Meta, tolerance_s: float, episodes: list[_Episode]) -> Iterator[
             wanted = starts[episode.index] + np.arange(episode.length)
             if not np.array_equal(frames["index"].reshape(-1), wanted):
                 yield f"{path} numbers the frames of episode {episode.index} other than {wanted[0]} onwards (index)."
-            episodes.append(_Episode(episode, int(rows[0]), frames))
+            episodes.append(_EpisodeRows(episode, int(rows[0]), frames))
     episodes.sort(key=lambda each: each.meta.index)
 
 
-def _columns(meta: Meta, path: Path, episode: int) -> dict[str, np.ndarray]:
-    wanted = {key: column for key, column in meta.columns.items() if not column.is_visual and column.dtype not in TEXT}
+def _columns(meta: DatasetMeta, path: Path, episode: int) -> dict[str, np.ndarray]:
+    wanted = {
+        key: column
+        for key, column in meta.columns.items()
+        if not column.is_visual and column.dtype not in STRING_DTYPES
+    }
     table = read_table(path, list(wanted), episode=episode)
     return {key: as_numpy(table, key, column, path) for key, column in wanted.items()}
 
 
-def _stats(meta: Meta, episodes: list[_Episode]) -> Iterator[str]:
+def _stats(meta: DatasetMeta, episodes: list[_EpisodeRows]) -> Iterator[str]:
     """Faults of the statistics of numbers, of the whole set and of each episode."""
     if not episodes:
         return
@@ -150,7 +154,7 @@ def _stats(meta: Meta, episodes: list[_Episode]) -> Iterator[str]:
                 yield from _compare(where, key, stats, column_stats(each.columns[key]))
 
 
-def recorded_stats(meta: Meta) -> Iterator[tuple[int, RawStats]]:
+def recorded_stats(meta: DatasetMeta) -> Iterator[tuple[int, RawStats]]:
     """The statistics of each episode, where the format has them."""
     if meta.version == "v2.1":
         for row in read_lines(meta.stats_file):
@@ -173,7 +177,7 @@ def stats_of_row(row: Mapping[str, Any]) -> RawStats:
 
 def _compare(where: str, key: str, recorded: RunningStats, found: RunningStats) -> Iterator[str]:
     scale = np.maximum(np.abs(np.asarray(found["max"], float)), np.abs(np.asarray(found["min"], float)))
-    for name in MOMENTS:
+    for name in STAT_NAMES:
         if name not in recorded:
             yield f"{where} lacks the statistic {name} of {key}."
             continue
@@ -185,10 +189,10 @@ def _compare(where: str, key: str, recorded: RunningStats, found: RunningStats) 
         off = np.abs(have - want)
         wrong = ~(off <= NUMBERS_RTOL * np.maximum(scale.reshape(-1), 1e-6))
         if wrong.any():
-            place = int(np.flatnonzero(wrong)[0])
+            position = int(np.flatnonzero(wrong)[0])
             yield (
-                f"{where} says that {name} of {key} is {have[place]:.6g} (number {place}), but the frames make it "
-                f"{want[place]:.6g}."
+                f"{where} says that {name} of {key} is {have[position]:.6g} (component {position}), but the "
+                f"frames make it {want[position]:.6g}."
             )
 
 
@@ -199,8 +203,8 @@ class _Histogram:
         self.counts = np.zeros((channels, 256), np.int64)
         self.guard = threading.Lock()
 
-    def __call__(self, row: int, picture: np.ndarray) -> None:
-        found = np.stack([np.bincount(channel.reshape(-1), minlength=256) for channel in picture])
+    def __call__(self, row: int, image: np.ndarray) -> None:
+        found = np.stack([np.bincount(channel.reshape(-1), minlength=256) for channel in image])
         with self.guard:
             self.counts += found
 
@@ -210,10 +214,10 @@ class _Histogram:
         return {"mean": mean, "std": np.sqrt(np.maximum(self.counts @ levels**2 / total - mean**2, 0))}
 
 
-def _camera(meta: Meta, key: str, episodes: list[_Episode], tolerance_s: float) -> Iterator[str]:
-    """Faults of a camera's pictures: each frame is decoded."""
+def _camera(meta: DatasetMeta, key: str, episodes: list[_EpisodeRows], tolerance_s: float) -> Iterator[str]:
+    """Faults of a camera's images: each frame is decoded."""
     histogram, sound = _Histogram(meta.columns[key].shape[0]), True
-    by_file: dict[str, list[_Episode]] = {}
+    by_file: dict[str, list[_EpisodeRows]] = {}
     is_video = meta.columns[key].dtype == "video"
     for each in episodes:
         by_file.setdefault(each.meta.videos[key].file if is_video else each.meta.data_file, []).append(each)
@@ -224,8 +228,8 @@ def _camera(meta: Meta, key: str, episodes: list[_Episode], tolerance_s: float) 
         if _decode(meta, key, members, tolerance_s, histogram) is None:
             continue
         sound = False
-        texts = (_decode(meta, key, [each], tolerance_s, lambda row, picture: None) for each in members)
-        yield from (text for text in dict.fromkeys(texts) if text)
+        faults = (_decode(meta, key, [each], tolerance_s, lambda row, image: None) for each in members)
+        yield from filter(None, dict.fromkeys(faults))
     if not sound or len(episodes) < len(meta.episodes):
         return
     for name, found in histogram.stats().items():
@@ -235,16 +239,18 @@ def _camera(meta: Meta, key: str, episodes: list[_Episode], tolerance_s: float) 
         elif not np.abs(recorded.reshape(-1) - found).max() <= IMAGES_ATOL:
             yield (
                 f"{meta.stats_file} says that {name} of {key} is {np.round(recorded.reshape(-1), 3).tolist()}, but the "
-                f"pictures make it {np.round(found, 3).tolist()}."
+                f"images make it {np.round(found, 3).tolist()}."
             )
 
 
-def _decode(meta: Meta, key: str, members: list[_Episode], tolerance_s: float, write: decode.Write) -> str | None:
-    """Decode the pictures of some episodes of one file; what is wrong, or None."""
+def _decode(
+    meta: DatasetMeta, key: str, members: list[_EpisodeRows], tolerance_s: float, write: decode.WriteFrame
+) -> str | None:
+    """Decode the images of some episodes of one file; what is wrong, or None."""
     metas = tuple(each.meta for each in members)
     starts = np.cumsum([0, *(each.meta.length for each in members)])
     columns = {"timestamp": np.concatenate([each.columns["timestamp"] for each in members])}
-    table = Table(metas, columns, starts, tuple(each.offset for each in members))
+    table = FrameColumns(metas, columns, starts, tuple(each.offset for each in members))
     try:
         camera_frames.decode_camera(meta, table, key, "av", tolerance_s, write)
     except UserError as error:
@@ -252,14 +258,14 @@ def _decode(meta: Meta, key: str, members: list[_Episode], tolerance_s: float, w
     return None
 
 
-def _length(meta: Meta, key: str, path: Path, members: list[_Episode]) -> str | None:
+def _length(meta: DatasetMeta, key: str, path: Path, members: list[_EpisodeRows]) -> str | None:
     """What is wrong with the number of frames in a video."""
     try:
         found = decode.count_frames(path)
     except UserError as error:
         return str(error)
-    place = max(members, key=lambda each: each.meta.videos[key].start)
-    wanted = round(place.meta.videos[key].start * meta.fps) + place.meta.length
+    last = max(members, key=lambda each: each.meta.videos[key].start)
+    wanted = round(last.meta.videos[key].start * meta.fps) + last.meta.length
     if found == wanted:
         return None
-    return f"{path} holds {found} frames, but the episodes up to {place.meta.index} that lie there need {wanted}."
+    return f"{path} holds {found} frames, but the episodes up to {last.meta.index} that lie there need {wanted}."

@@ -1,6 +1,6 @@
 """Datasets in LeRobot's format v3.0, laid out as its release 0.4 does, and valid at every moment while they grow.
 
-Files only ever grow by being replaced: each new version holds the old one's content at the same places, and
+Files only ever grow by being replaced: each new version holds the old one's content at the same positions, and
 ``meta/info.json``, which says how many episodes count, is replaced last. So whatever kills the process, a reader finds
 the episodes of one commit or of the next, and `DatasetWriter` cuts off what is beyond when it opens the folder again.
 """
@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from robolearn.data.lerobot_format.episode_stats import column_stats
-from robolearn.data.lerobot_format.recorder import InfoFeature, Record, feature
+from robolearn.data.lerobot_format.recorder import EpisodeRecord, InfoFeature, feature
 from robolearn.data.lerobot_format.stats import RawStats, aggregate
 from robolearn.data.video import encode as video
 from robolearn.data.video.encode import Clip
@@ -32,12 +32,12 @@ MEGABYTE = 1 << 20
 DATA_MB, VIDEO_MB = 100, 200
 
 # LeRobot's loader compares times as float32, whose steps pass its tolerance of 1e-4 s beyond 1024 s.
-LONGEST_VIDEO_S = 1000
+MAX_VIDEO_S = 1000
 
 INDICES = ("timestamp", "frame_index", "episode_index", "index", "task_index")
-"""Columns that the writer makes."""
+"""Columns that the writer adds."""
 
-KINDS: dict[str, pa.DataType] = {
+ARROW_TYPES: dict[str, pa.DataType] = {
     "float32": pa.float32(),
     "float64": pa.float64(),
     "int64": pa.int64(),
@@ -56,7 +56,7 @@ class DatasetWriter:
     Args:
         root: The dataset's folder; one that holds a dataset of the same features is continued.
         fps: Frames a second.
-        features: As in ``info.json``, without the columns that the writer makes.
+        features: As in ``info.json``, without the columns that the writer adds.
         robot_type: As in ``info.json``.
         extra: Further keys of ``info.json``, which readers that do not know them pass over.
 
@@ -77,7 +77,7 @@ class DatasetWriter:
         self.cameras = [key for key, each in features.items() if each["dtype"] == "video"]
         self.rows: list[dict[str, Any]] = []
         self.tasks: list[str] = []
-        self._pending: list[Record] = []
+        self._pending: list[EpisodeRecord] = []
         self._info: dict[str, Any] = {
             "codebase_version": "v3.0",
             "robot_type": robot_type,
@@ -107,7 +107,7 @@ class DatasetWriter:
         """Frames on disk."""
         return int(self.rows[-1]["dataset_to_index"]) if self.rows else 0
 
-    def add(self, record: Record) -> None:
+    def add(self, record: EpisodeRecord) -> None:
         """Take an episode, to be written by the next `commit`."""
         self._pending.append(record)
 
@@ -123,16 +123,16 @@ class DatasetWriter:
         start = time.perf_counter()
         if not self._pending:
             return 0.0
-        tasks = list(dict.fromkeys([*self.tasks, *(text for record in self._pending for text in _texts(record))]))
+        tasks = list(dict.fromkeys([*self.tasks, *(task for record in self._pending for task in _tasks(record))]))
         rows, tables = list(self.rows), []
         for record in self._pending:
             table = self._table(record, len(rows), rows[-1]["dataset_to_index"] if rows else 0, tasks)
             rows.append(self._row(record, table, len(rows)))
             tables.append(table)
         for camera in self.cameras:
-            self._place_videos(camera, rows)
-        self._place_data(rows, tables)
-        self._place_rows(rows)
+            self._assign_video_files(camera, rows)
+        self._assign_data_files(rows, tables)
+        self._assign_episode_files(rows)
         for camera in self.cameras:
             self._write_videos(camera, rows)
         self._write_data(rows, tables)
@@ -140,38 +140,38 @@ class DatasetWriter:
         self.rows, self.tasks, self._pending = rows, tasks, []
         return time.perf_counter() - start
 
-    # What an episode becomes
+    # Converting an episode
 
-    def _table(self, record: Record, number: int, first: int, tasks: list[str]) -> pa.Table:
+    def _table(self, record: EpisodeRecord, number: int, first: int, tasks: list[str]) -> pa.Table:
         given: Any = record.columns
         length = len(given["action"])
-        number_of = {text: index for index, text in enumerate(tasks)}
+        index_of = {task: index for index, task in enumerate(tasks)}
         times = np.arange(length) / self.fps if record.times is None else record.times
-        made = {
+        created = {
             "timestamp": times.astype(np.float32),
             "frame_index": np.arange(length),
             "episode_index": np.full(length, number),
             "index": np.arange(first, first + length),
-            "task_index": np.array([number_of[text] for text in _texts(record, length)]),
+            "task_index": np.array([index_of[task] for task in _tasks(record, length)]),
         }
         columns = {}
         for key, each in self.features.items():
             if each["dtype"] == "video":
                 continue
-            values = made[key] if key in made else given[key]
+            values = created[key] if key in created else given[key]
             columns[key] = values if isinstance(values, pa.ChunkedArray | pa.Array) else _arrow(values, each)
         return pa.table(columns)
 
-    def _row(self, record: Record, table: pa.Table, number: int) -> dict[str, Any]:
+    def _row(self, record: EpisodeRecord, table: pa.Table, number: int) -> dict[str, Any]:
         first = int(table["index"][0].as_py())
         stats = {**record.stats}
         for key, each in self.features.items():
             if each["dtype"] not in ("video", "image", "string"):
-                stats[key] = column_stats(numbers(table[key], each))
+                stats[key] = column_stats(as_array(table[key], each))
         flat = {f"stats/{key}/{name}": value.tolist() for key, of in stats.items() for name, value in of.items()}
         return {
             "episode_index": number,
-            "tasks": list(dict.fromkeys(_texts(record))),
+            "tasks": list(dict.fromkeys(_tasks(record))),
             "length": table.num_rows,
             "dataset_from_index": first,
             "dataset_to_index": first + table.num_rows,
@@ -179,71 +179,71 @@ class DatasetWriter:
             **flat,
         }
 
-    # Where it comes to lie
+    # Assigning episodes to files
 
-    def _place_data(self, rows: list[dict[str, Any]], tables: list[pa.Table]) -> None:
+    def _assign_data_files(self, rows: list[dict[str, Any]], tables: list[pa.Table]) -> None:
         known = len(self.rows)
-        place, size = _last_place(rows[:known], "data"), 0
+        location, size = _last_file(rows[:known], "data"), 0
         if known:
-            size = self._path(DATA_PATH, place).stat().st_size
+            size = self._path(DATA_PATH, location).stat().st_size
         for row, table in zip(rows[known:], tables, strict=True):
             if size and size + table.nbytes > DATA_MB * MEGABYTE:
-                place, size = _next_place(place), 0
-            row["data/chunk_index"], row["data/file_index"] = place
+                location, size = _next_file(location), 0
+            row["data/chunk_index"], row["data/file_index"] = location
             size += table.nbytes
 
-    def _place_videos(self, camera: str, rows: list[dict[str, Any]]) -> None:
+    def _assign_video_files(self, camera: str, rows: list[dict[str, Any]]) -> None:
         known, prefix = len(self.rows), f"videos/{camera}"
-        place, size, frames = _last_place(rows[:known], prefix), 0, 0
+        location, size, frames = _last_file(rows[:known], prefix), 0, 0
         if known:
-            size = self._path(VIDEO_PATH, place, video_key=camera).stat().st_size
+            size = self._path(VIDEO_PATH, location, video_key=camera).stat().st_size
             frames = round(rows[known - 1][f"{prefix}/to_timestamp"] * self.fps)
         for row, record in zip(rows[known:], self._pending, strict=True):
             clip = record.clips[camera]
-            too_long = frames + clip.length > LONGEST_VIDEO_S * self.fps
+            too_long = frames + clip.length > MAX_VIDEO_S * self.fps
             if frames and (too_long or size + clip.size > VIDEO_MB * MEGABYTE):
-                place, size, frames = _next_place(place), 0, 0
-            row[f"{prefix}/chunk_index"], row[f"{prefix}/file_index"] = place
+                location, size, frames = _next_file(location), 0, 0
+            row[f"{prefix}/chunk_index"], row[f"{prefix}/file_index"] = location
             row[f"{prefix}/from_timestamp"] = frames / self.fps
             row[f"{prefix}/to_timestamp"] = (frames + clip.length) / self.fps
             frames, size = frames + clip.length, size + clip.size
 
-    def _place_rows(self, rows: list[dict[str, Any]]) -> None:
+    def _assign_episode_files(self, rows: list[dict[str, Any]]) -> None:
         known = len(self.rows)
-        place = _last_place(rows[:known], "meta/episodes")
-        if known and self._path(EPISODES_PATH, place).stat().st_size > DATA_MB * MEGABYTE:
-            place = _next_place(place)
+        location = _last_file(rows[:known], "meta/episodes")
+        if known and self._path(EPISODES_PATH, location).stat().st_size > DATA_MB * MEGABYTE:
+            location = _next_file(location)
         for row in rows[known:]:
-            row["meta/episodes/chunk_index"], row["meta/episodes/file_index"] = place
+            row["meta/episodes/chunk_index"], row["meta/episodes/file_index"] = location
 
-    def _path(self, template: str, place: tuple[int, int], **parts: str) -> Path:
-        return self.root / template.format(chunk_index=place[0], file_index=place[1], **parts)
+    def _path(self, template: str, location: tuple[int, int], **parts: str) -> Path:
+        return self.root / template.format(chunk_index=location[0], file_index=location[1], **parts)
 
-    # Writing, in the order that keeps readers right
+    # Writing, in the order that keeps the dataset valid for readers
 
     def _write_videos(self, camera: str, rows: list[dict[str, Any]]) -> None:
         known, prefix = len(self.rows), f"videos/{camera}"
-        by_place: dict[tuple[int, int], list[Clip]] = {}
+        by_file: dict[tuple[int, int], list[Clip]] = {}
         for row, record in zip(rows[known:], self._pending, strict=True):
-            by_place.setdefault(_place(row, prefix), []).append(record.clips[camera])
-        for place, added in by_place.items():
-            path = self._path(VIDEO_PATH, place, video_key=camera)
-            old = [row for row in rows[:known] if _place(row, prefix) == place]
+            by_file.setdefault(_location(row, prefix), []).append(record.clips[camera])
+        for location, added in by_file.items():
+            path = self._path(VIDEO_PATH, location, video_key=camera)
+            old = [row for row in rows[:known] if _location(row, prefix) == location]
             if old:
                 added = [Clip(path, round(old[-1][f"{prefix}/to_timestamp"] * self.fps)), *added]
             with atomic_file(path) as temporary:
-                video.join(temporary, added, self.fps)
+                video.concat_clips(temporary, added, self.fps)
         if not self.features[camera].get("info"):
-            self.features[camera]["info"] = video.describe(self._pending[0].clips[camera], self.fps)
+            self.features[camera]["info"] = video.video_info(self._pending[0].clips[camera], self.fps)
 
     def _write_data(self, rows: list[dict[str, Any]], tables: list[pa.Table]) -> None:
         known = len(self.rows)
-        by_place: dict[tuple[int, int], list[pa.Table]] = {}
+        by_file: dict[tuple[int, int], list[pa.Table]] = {}
         for row, table in zip(rows[known:], tables, strict=True):
-            by_place.setdefault(_place(row, "data"), []).append(table)
-        for place, added in by_place.items():
-            path = self._path(DATA_PATH, place)
-            kept = sum(row["length"] for row in rows[:known] if _place(row, "data") == place)
+            by_file.setdefault(_location(row, "data"), []).append(table)
+        for location, added in by_file.items():
+            path = self._path(DATA_PATH, location)
+            kept = sum(row["length"] for row in rows[:known] if _location(row, "data") == location)
             with atomic_file(path) as temporary, pq.ParquetWriter(temporary, added[0].schema) as file:
                 if kept:
                     _copy_rows(path, kept, file)
@@ -254,10 +254,10 @@ class DatasetWriter:
         with atomic_file(self.root / "meta" / "tasks.parquet") as temporary:
             pq.write_table(_tasks_table(tasks), temporary)
         write_json(self.root / "meta" / "stats.json", _plain(total_stats(rows)))
-        places = dict.fromkeys(_place(row, "meta/episodes") for row in rows[len(self.rows) :])
-        for place in places:
-            of_file = [row for row in rows if _place(row, "meta/episodes") == place]
-            with atomic_file(self._path(EPISODES_PATH, place)) as temporary:
+        files = dict.fromkeys(_location(row, "meta/episodes") for row in rows[len(self.rows) :])
+        for location in files:
+            of_file = [row for row in rows if _location(row, "meta/episodes") == location]
+            with atomic_file(self._path(EPISODES_PATH, location)) as temporary:
                 pq.write_table(pa.Table.from_pylist(of_file), temporary)
         self._write_info(rows, tasks)
 
@@ -270,7 +270,7 @@ class DatasetWriter:
         }
         write_json(self.root / "meta" / "info.json", self._info)
 
-    # Going on
+    # Opening an existing dataset
 
     def _open(self) -> None:
         path = self.root / "meta" / "info.json"
@@ -278,12 +278,17 @@ class DatasetWriter:
         for key in ("codebase_version", "fps"):
             if info.get(key) != self._info[key]:
                 raise UserError(
-                    f"{self.root} holds a dataset of {key} {info.get(key)}, not {self._info[key]}; give another folder."
+                    f"{self.root} holds a dataset of {key} {info.get(key)}, not {self._info[key]}",
+                    key=str(self.root),
+                    fix="give another folder",
                 )
         found = {key: {**each, "info": None} for key, each in info["features"].items()}
         if found != {key: {**each, "info": None} for key, each in self.features.items()}:
             other = sorted(key for key in found.keys() | self.features.keys() if _differs(key, found, self.features))
-            raise UserError(f"{self.root} holds a dataset of other features ({', '.join(other)}); give another folder.")
+            raise UserError(
+                f"{self.root} holds a dataset of other features ({', '.join(other)}); give another folder.",
+                key=str(self.root),
+            )
         self.features, self._info = info["features"], info
         files = sorted((self.root / "meta" / "episodes").glob("*/*.parquet"))
         rows = [row for file in files for row in pq.read_table(file).to_pylist()]
@@ -295,13 +300,13 @@ class DatasetWriter:
             self._drop_leftovers(files)
 
     def _drop_leftovers(self, files: list[Path]) -> None:
-        kept = {self._path(EPISODES_PATH, _place(row, "meta/episodes")) for row in self.rows}
+        kept = {self._path(EPISODES_PATH, _location(row, "meta/episodes")) for row in self.rows}
         for file in files:
             if file not in kept:
                 file.unlink()
-        last = _place(self.rows[-1], "meta/episodes")
+        last = _location(self.rows[-1], "meta/episodes")
         with atomic_file(self._path(EPISODES_PATH, last)) as temporary:
-            of_file = [row for row in self.rows if _place(row, "meta/episodes") == last]
+            of_file = [row for row in self.rows if _location(row, "meta/episodes") == last]
             pq.write_table(pa.Table.from_pylist(of_file), temporary)
         write_json(self.root / "meta" / "stats.json", _plain(total_stats(self.rows)))
 
@@ -333,7 +338,7 @@ def _tasks_table(tasks: list[str]) -> pa.Table:
     return table.replace_schema_metadata({"pandas": json.dumps(described)})
 
 
-def numbers(column: pa.ChunkedArray, of: InfoFeature) -> np.ndarray:
+def as_array(column: pa.ChunkedArray, of: InfoFeature) -> np.ndarray:
     """A column of numbers as (n, *shape)."""
     values: Any = column.combine_chunks()
     while pa.types.is_nested(values.type):
@@ -342,7 +347,7 @@ def numbers(column: pa.ChunkedArray, of: InfoFeature) -> np.ndarray:
 
 
 def _arrow(values: np.ndarray, of: InfoFeature) -> pa.Array:
-    kind, shape = KINDS[of["dtype"]], tuple(of["shape"])
+    kind, shape = ARROW_TYPES[of["dtype"]], tuple(of["shape"])
     flat = pa.array(np.ascontiguousarray(values).reshape(-1), kind)
     if shape == (1,):
         return flat
@@ -360,10 +365,12 @@ def _copy_rows(path: Path, count: int, file: pq.ParquetWriter) -> None:
             file.write_table(table)
             if not count:
                 return
-    raise UserError(f"{path} lacks {count} frames that meta/episodes lists: the dataset can't be continued.")
+    raise UserError(
+        f"{path} lacks {count} frames that meta/episodes lists: the dataset can't be continued.", key=str(path)
+    )
 
 
-def _texts(record: Record, length: int = 1) -> Sequence[str]:
+def _tasks(record: EpisodeRecord, length: int = 1) -> Sequence[str]:
     """The task of every frame."""
     return [record.task] * length if isinstance(record.task, str) else record.task
 
@@ -372,16 +379,16 @@ def _differs(key: str, one: Mapping[str, InfoFeature], other: Mapping[str, InfoF
     return {**one.get(key, {}), "info": None} != {**other.get(key, {}), "info": None}
 
 
-def _place(row: Mapping[str, Any], prefix: str) -> tuple[int, int]:
+def _location(row: Mapping[str, Any], prefix: str) -> tuple[int, int]:
     return row[f"{prefix}/chunk_index"], row[f"{prefix}/file_index"]
 
 
-def _last_place(rows: Sequence[Mapping[str, Any]], prefix: str) -> tuple[int, int]:
-    return _place(rows[-1], prefix) if rows else (0, 0)
+def _last_file(rows: Sequence[Mapping[str, Any]], prefix: str) -> tuple[int, int]:
+    return _location(rows[-1], prefix) if rows else (0, 0)
 
 
-def _next_place(place: tuple[int, int]) -> tuple[int, int]:
-    chunk, file = place
+def _next_file(location: tuple[int, int]) -> tuple[int, int]:
+    chunk, file = location
     return (chunk + 1, 0) if file == CHUNKS_SIZE - 1 else (chunk, file + 1)
 
 

@@ -1,4 +1,4 @@
-"""A camera's pictures of a dataset, from video or parquet files into the cache of decoded frames."""
+"""The frames of a camera of a dataset, from video or parquet files into the cache of decoded frames."""
 
 import io
 import threading
@@ -11,16 +11,22 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 from tqdm import tqdm
 
-from robolearn.data.lerobot_format.columns import Table
-from robolearn.data.lerobot_format.meta import Meta, read_table
+from robolearn.data.lerobot_format.columns import FrameColumns
+from robolearn.data.lerobot_format.meta import DatasetMeta, read_table
 from robolearn.data.video import decode, frame_cache
 from robolearn.errors import UserError
 
 
-def get_pictures(
-    meta: Meta, table: Table, key: str, folder: Path, backend: str, tolerance_s: float, rebuild: bool = False
-) -> frame_cache.Entry:
-    """The decoded pictures of camera `key`, one for each row of `table`, decoded now if they never were.
+def load_camera_frames(
+    meta: DatasetMeta,
+    table: FrameColumns,
+    key: str,
+    folder: Path,
+    backend: str,
+    tolerance_s: float,
+    rebuild: bool = False,
+) -> frame_cache.FrameCacheEntry:
+    """The decoded frames of camera `key`, one for each row of `table`, decoded now if the cache does not hold them.
 
     Args:
         meta: The dataset.
@@ -32,7 +38,7 @@ def get_pictures(
         rebuild: Decode in any case.
 
     Raises:
-        UserError: A file cannot be decoded, or holds other pictures than meta/ tells; or no room on disk.
+        UserError: A file cannot be decoded, or holds other frames than meta/ says; or no room on disk.
     """
     shape = meta.columns[key].shape
     full = (int(table.starts[-1]), *shape)
@@ -41,9 +47,9 @@ def get_pictures(
         backend = "parquet"
         names = list(dict.fromkeys(episode.data_file for episode in table.episodes))
         files = [meta.root / name for name in names]
-        number = {name: position for position, name in enumerate(names)}
+        file_index = {name: position for position, name in enumerate(names)}
         pairs = zip(table.episodes, table.offsets, strict=True)
-        parts = [np.array([number[e.data_file], e.length, offset]) for e, offset in pairs]
+        parts = [np.array([file_index[e.data_file], e.length, offset]) for e, offset in pairs]
     else:
         requests = _requests(meta, table, key)
         files = [wanted.file for wanted in requests]
@@ -51,18 +57,20 @@ def get_pictures(
         parts = [tolerance_s, *(part for wanted in requests for part in (wanted.times, wanted.rows))]
     name = frame_cache.digest(files, key, backend, full, *parts, memory=folder / "digests")
 
-    def fill(writer: frame_cache.Writer) -> None:
+    def fill(writer: frame_cache.FrameCacheWriter) -> None:
         with _progress(writer, full[0], key) as write:
             decode_camera(meta, table, key, backend, tolerance_s, write)
 
     return frame_cache.get_entry(folder / "frames" / name, full, key, fill, rebuild)
 
 
-def decode_camera(meta: Meta, table: Table, key: str, backend: str, tolerance_s: float, write: decode.Write) -> None:
-    """Decode the picture of camera `key` for each row of `table`; `write` is called from several threads.
+def decode_camera(
+    meta: DatasetMeta, table: FrameColumns, key: str, backend: str, tolerance_s: float, write: decode.WriteFrame
+) -> None:
+    """Decode the frame of camera `key` for each row of `table`; `write` is called from several threads.
 
     Raises:
-        UserError: A file cannot be decoded, or holds other pictures than meta/ tells.
+        UserError: A file cannot be decoded, or holds other frames than meta/ says.
     """
     shape = meta.columns[key].shape
     if meta.columns[key].dtype == "image":
@@ -74,19 +82,19 @@ def decode_camera(meta: Meta, table: Table, key: str, backend: str, tolerance_s:
 
 
 @contextmanager
-def _progress(writer: frame_cache.Writer, total: int, key: str) -> Iterator[decode.Write]:
+def _progress(writer: frame_cache.FrameCacheWriter, total: int, key: str) -> Iterator[decode.WriteFrame]:
     guard = threading.Lock()
     with tqdm(total=total, desc=f"decoding {key}", unit="frame", disable=None) as bar:
 
-        def write(row: int, picture: np.ndarray) -> None:
-            writer(row, picture)
+        def write(row: int, image: np.ndarray) -> None:
+            writer(row, image)
             with guard:
                 bar.update()
 
         yield write
 
 
-def _requests(meta: Meta, table: Table, key: str) -> list[decode.FrameRequest]:
+def _requests(meta: DatasetMeta, table: FrameColumns, key: str) -> list[decode.FrameRequest]:
     by_file: dict[str, list[int]] = {}
     for position, episode in enumerate(table.episodes):
         by_file.setdefault(episode.videos[key].file, []).append(position)
@@ -102,7 +110,7 @@ def _requests(meta: Meta, table: Table, key: str) -> list[decode.FrameRequest]:
     return requests
 
 
-def _decode_parquet(meta: Meta, table: Table, key: str, write: decode.Write) -> None:
+def _decode_parquet(meta: DatasetMeta, table: FrameColumns, key: str, write: decode.WriteFrame) -> None:
     by_file: dict[str, list[int]] = {}
     for position, episode in enumerate(table.episodes):
         by_file.setdefault(episode.data_file, []).append(position)
@@ -115,34 +123,39 @@ def _decode_parquet(meta: Meta, table: Table, key: str, write: decode.Write) -> 
             values = column.slice(first, episode.length).to_pylist()
             shape, start = meta.columns[key].shape, int(table.starts[position])
 
-            def one(item: tuple[int, object], where: str = "", shape=shape, start=start) -> None:
+            def write_frame(item: tuple[int, object], path=path, episode=episode, shape=shape, start=start) -> None:
                 frame, value = item
-                write(start + frame, _picture(value, shape, meta.root, f"{where}, frame {frame})"))
+                where = f"episode {episode.index}, frame {frame}"
+                write(start + frame, _decode_image(value, shape, meta.root, path, where))
 
-            where = f"{path} (episode {episode.index}"
             with ThreadPoolExecutor(decode.cpu_count()) as pool:
-                for _ in pool.map(lambda item, where=where, one=one: one(item, where), enumerate(values)):
+                for _ in pool.map(write_frame, enumerate(values)):
                     pass
 
 
-def _picture(value: object, shape: tuple[int, ...], root: Path, where: str) -> np.ndarray:
-    """A stored picture, encoded bytes or the path of a file, as uint8 (C, H, W)."""
+def _decode_image(value: object, shape: tuple[int, ...], root: Path, file: Path, where: str) -> np.ndarray:
+    """A stored image, encoded bytes or the path of a file, as uint8 (C, H, W)."""
     data, path = (value.get("bytes"), value.get("path")) if isinstance(value, dict) else (value, None)
     try:
         if data is None and path:
             data = (root / path).read_bytes()
         if not isinstance(data, bytes):
-            raise UserError(f"{where} holds no picture: fetch or write the dataset again.")
-        with Image.open(io.BytesIO(data)) as image:
-            picture = np.asarray(image.convert("RGB" if shape[0] == 3 else "L"))
+            raise UserError(f"{file} ({where}) holds no image: fetch or write the dataset again.", key=str(file))
+        with Image.open(io.BytesIO(data)) as encoded:
+            image = np.asarray(encoded.convert("RGB" if shape[0] == 3 else "L"))
     except UnidentifiedImageError:
-        raise UserError(f"{where} holds no picture that can be read: fetch or write the dataset again.") from None
-    except (OSError, ValueError) as error:
-        raise UserError(f"{where} holds a broken picture ({error}): fetch or write the dataset again.") from None
-    picture = picture.reshape(*picture.shape[:2], shape[0]).transpose(2, 0, 1)
-    if picture.shape != shape:
         raise UserError(
-            f"{where} holds a picture of {picture.shape[1]} x {picture.shape[2]}, but meta/info.json says "
-            f"{shape[1]} x {shape[2]}: mend info.json or write the dataset again."
+            f"{file} ({where}) holds no image that can be read: fetch or write the dataset again.", key=str(file)
+        ) from None
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{file} ({where}) holds a broken image ({error}): fetch or write the dataset again.", key=str(file)
+        ) from None
+    image = image.reshape(*image.shape[:2], shape[0]).transpose(2, 0, 1)
+    if image.shape != shape:
+        raise UserError(
+            f"{file} ({where}) holds an image of {image.shape[1]} x {image.shape[2]}, but meta/info.json says "
+            f"{shape[1]} x {shape[2]}: correct info.json or write the dataset again.",
+            key=str(file),
         )
-    return np.ascontiguousarray(picture)
+    return np.ascontiguousarray(image)

@@ -18,8 +18,8 @@ from av.video.reformatter import VideoReformatter
 
 from robolearn.errors import UserError
 
-Write = Callable[[int, np.ndarray], None]
-"""Takes a row of the output and its picture, uint8 (C, H, W)."""
+WriteFrame = Callable[[int, np.ndarray], None]
+"""Takes a row of the output and its image, uint8 (C, H, W)."""
 
 FORMATS = {3: "rgb24", 1: "gray"}
 
@@ -36,7 +36,7 @@ class FrameRequest:
         times: Seconds of the file's own clock, float64 (n,).
         rows: Where each one goes in the output, int64 (n,).
         episodes: The episode of each one, for messages, int64 (n,).
-        frames: The frame's number in that episode, for messages, int64 (n,).
+        frames: Index of each frame in its episode, for messages, int64 (n,).
     """
 
     file: Path
@@ -60,7 +60,7 @@ def cpu_count() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def refuse(wanted: FrameRequest, position: int | None, reason: str) -> UserError:
+def request_error(wanted: FrameRequest, position: int | None, reason: str) -> UserError:
     """The error that names the file, and the wanted frame at `position` or, for None, every episode in it."""
     if position is None:
         first, last = int(wanted.episodes.min()), int(wanted.episodes.max())
@@ -68,21 +68,22 @@ def refuse(wanted: FrameRequest, position: int | None, reason: str) -> UserError
     else:
         where = f"episode {int(wanted.episodes[position])}, frame {int(wanted.frames[position])}"
     return UserError(
-        f"{wanted.file} ({where}) {reason}: fetch or write it again, or leave its episodes out with dataset.episodes."
+        f"{wanted.file} ({where}) {reason}: fetch or write it again, or leave its episodes out with dataset.episodes.",
+        key=str(wanted.file),
     )
 
 
-def decode(requests: list[FrameRequest], shape: tuple[int, ...], tolerance_s: float, write: Write) -> None:
+def decode(requests: list[FrameRequest], shape: tuple[int, ...], tolerance_s: float, write: WriteFrame) -> None:
     """Decode with PyAV. `write` is called from several threads, once for each wanted frame.
 
     Args:
         requests: What is wanted of each file.
-        shape: The picture's (C, H, W), from ``info.json``.
+        shape: Shape (C, H, W) of the frames, from ``info.json``.
         tolerance_s: How far a frame may lie from the wanted time.
-        write: Where the pictures go.
+        write: Receives the frames.
 
     Raises:
-        UserError: A file is missing, broken or truncated, holds no frame at a wanted time, or pictures of
+        UserError: A file is missing, broken or truncated, holds no frame at a wanted time, or images of
             another size.
     """
     workers = cpu_count()
@@ -91,7 +92,7 @@ def decode(requests: list[FrameRequest], shape: tuple[int, ...], tolerance_s: fl
         runs = [run for plan in plans for run in plan]
         # Enough runs keep every core busy by themselves; threads inside of a decoder would only compete.
         threads = 1 if len(runs) >= workers else 0
-        futures = [pool.submit(_decode_run, run, shape, threads, write) for run in runs]
+        futures = [pool.submit(_decode_span, run, shape, threads, write) for run in runs]
         try:
             for future in futures:
                 future.result()
@@ -111,19 +112,21 @@ def count_frames(file: Path) -> int:
         with av.open(str(file), "r") as container:
             return sum(packet.pts is not None for packet in container.demux(video=0))
     except (av.error.FFmpegError, OSError, IndexError, ValueError) as error:
-        raise UserError(f"{file} is truncated or no video ({_reason(error)}): fetch or write it again.") from None
+        raise UserError(
+            f"{file} is truncated or no video ({_reason(error)}): fetch or write it again.", key=str(file)
+        ) from None
 
 
 def _open(wanted: FrameRequest) -> Any:
     try:
         container = av.open(str(wanted.file), "r")
     except FileNotFoundError:
-        raise refuse(wanted, None, "is missing") from None
+        raise request_error(wanted, None, "is missing") from None
     except (av.error.FFmpegError, OSError) as error:
-        raise refuse(wanted, None, f"is truncated or no video ({_reason(error)})") from None
+        raise request_error(wanted, None, f"is truncated or no video ({_reason(error)})") from None
     if not container.streams.video:
         container.close()
-        raise refuse(wanted, None, "holds no video stream")
+        raise request_error(wanted, None, "holds no video stream")
     return container
 
 
@@ -143,9 +146,9 @@ def _plan(wanted: FrameRequest, tolerance_s: float, workers: int) -> list[Decode
                 if packet.pts is not None
             ]
         except (av.error.FFmpegError, OSError) as error:
-            raise refuse(wanted, None, f"is truncated or no video ({_reason(error)})") from None
+            raise request_error(wanted, None, f"is truncated or no video ({_reason(error)})") from None
     if not packets:
-        raise refuse(wanted, None, "holds no frame")
+        raise request_error(wanted, None, "holds no frame")
     times = np.array(sorted(pts for pts, _, _ in packets), dtype=np.int64)
     nearest = _match(wanted, times, base, tolerance_s)
     keys = sorted((pts, dts) for pts, dts, is_key in packets if is_key) or [min(packets)[:2]]
@@ -177,10 +180,10 @@ def _match(wanted: FrameRequest, times: np.ndarray, base: float, tolerance_s: fl
         position = int(wrong[0])
         want, found = float(wanted.times[position]), float(seconds[index[position]])
         if want > seconds[-1]:
-            raise refuse(
+            raise request_error(
                 wanted, position, f"is truncated: it ends at {seconds[-1]:.6g} s, before the frame at {want:.6g} s"
             )
-        raise refuse(
+        raise request_error(
             wanted,
             position,
             f"has no frame at {want:.6g} s: the nearest lies at {found:.6g} s, off by more than "
@@ -189,7 +192,7 @@ def _match(wanted: FrameRequest, times: np.ndarray, base: float, tolerance_s: fl
     return times[index]
 
 
-def _decode_run(run: DecodeSpan, shape: tuple[int, ...], threads: int, write: Write) -> None:
+def _decode_span(run: DecodeSpan, shape: tuple[int, ...], threads: int, write: WriteFrame) -> None:
     wanted, pending = run.wanted, dict(run.rows)
     converter = VideoReformatter()  # Kept over the frames: setting one up costs more than decoding a frame.
     with _open(wanted) as container:
@@ -203,49 +206,53 @@ def _decode_run(run: DecodeSpan, shape: tuple[int, ...], threads: int, write: Wr
                 if positions is None:
                     continue
                 if frame.is_corrupt:
-                    raise refuse(wanted, positions[0], "holds a damaged picture")
+                    raise request_error(wanted, positions[0], "holds a damaged image")
                 if (frame.height, frame.width) != shape[1:]:
-                    raise refuse(
+                    raise request_error(
                         wanted,
                         positions[0],
-                        f"holds pictures of {frame.height} x {frame.width}, but meta/info.json says "
+                        f"holds images of {frame.height} x {frame.width}, but meta/info.json says "
                         f"{shape[1]} x {shape[2]}",
                     )
-                picture = converter.reformat(frame, format=FORMATS[shape[0]], **CONVERSION).to_ndarray()
-                picture = np.ascontiguousarray(picture.reshape(*shape[1:], shape[0]).transpose(2, 0, 1))
+                image = converter.reformat(frame, format=FORMATS[shape[0]], **CONVERSION).to_ndarray()
+                image = np.ascontiguousarray(image.reshape(*shape[1:], shape[0]).transpose(2, 0, 1))
                 for position in positions:
-                    write(int(wanted.rows[position]), picture)
+                    write(int(wanted.rows[position]), image)
                 if not pending:
                     break
         except av.error.FFmpegError as error:
             position = min(pending.values())[0] if pending else 0
-            raise refuse(wanted, position, f"cannot be decoded ({_reason(error)})") from None
+            raise request_error(wanted, position, f"cannot be decoded ({_reason(error)})") from None
     if pending:
         position = min(pending.values())[0]
-        raise refuse(wanted, position, f"is truncated or damaged: {len(pending)} frames do not decode")
+        raise request_error(wanted, position, f"is truncated or damaged: {len(pending)} frames do not decode")
 
 
-def decode_torchcodec(requests: list[FrameRequest], shape: tuple[int, ...], tolerance_s: float, write: Write) -> None:
-    """Decode with torchcodec; arguments and errors as `decode`. Its pictures may differ from PyAV's."""
+def decode_torchcodec(
+    requests: list[FrameRequest], shape: tuple[int, ...], tolerance_s: float, write: WriteFrame
+) -> None:
+    """Decode with torchcodec; arguments and errors as `decode`. Its images may differ from PyAV's."""
     try:
         from torchcodec.decoders import VideoDecoder  # pyright: ignore[reportMissingImports]
     except (ImportError, RuntimeError, OSError) as error:
         raise UserError(
             f"dataset.video_backend=torchcodec cannot be loaded ({str(error).splitlines()[0]}): install "
-            "torchcodec and FFmpeg's libraries, or use dataset.video_backend=av."
+            "torchcodec and FFmpeg's libraries, or use dataset.video_backend=av.",
+            key="dataset.video_backend",
         ) from None
 
     if shape[0] != 3:
         raise UserError(
             f"{requests[0].file} has {shape[0]} channel by meta/info.json, which torchcodec cannot give: "
-            "use dataset.video_backend=av."
+            "use dataset.video_backend=av.",
+            key=str(requests[0].file),
         )
 
     def one_file(wanted: FrameRequest) -> None:
         try:
             decoder = VideoDecoder(str(wanted.file), seek_mode="exact", num_ffmpeg_threads=1)
         except (ValueError, RuntimeError, OSError) as error:
-            raise refuse(wanted, None, f"is missing, truncated or no video ({_first_line(error)})") from None
+            raise request_error(wanted, None, f"is missing, truncated or no video ({_first_line(error)})") from None
         order = np.argsort(wanted.times, kind="stable")
         fps = float(decoder.metadata.average_fps or 1.0)
         for first in range(0, len(order), 64):
@@ -255,15 +262,15 @@ def decode_torchcodec(requests: list[FrameRequest], shape: tuple[int, ...], tole
                 frames = decoder.get_frames_played_at(asked)
             except (ValueError, RuntimeError, IndexError) as error:
                 reason = f"does not decode, or ends before a wanted frame ({_first_line(error)})"
-                raise refuse(wanted, int(part[-1]), reason) from None
+                raise request_error(wanted, int(part[-1]), reason) from None
             _match_found(wanted, part, frames.pts_seconds.numpy(), tolerance_s)
-            pictures = frames.data.numpy()
-            if pictures.shape[1:] != shape:
-                height, width = pictures.shape[-2:]
-                reason = f"holds pictures of {height} x {width}, but meta/info.json says {shape[1]} x {shape[2]}"
-                raise refuse(wanted, int(part[0]), reason)
-            for position, picture in zip(part, pictures, strict=True):
-                write(int(wanted.rows[position]), np.ascontiguousarray(picture))
+            images = frames.data.numpy()
+            if images.shape[1:] != shape:
+                height, width = images.shape[-2:]
+                reason = f"holds images of {height} x {width}, but meta/info.json says {shape[1]} x {shape[2]}"
+                raise request_error(wanted, int(part[0]), reason)
+            for position, image in zip(part, images, strict=True):
+                write(int(wanted.rows[position]), np.ascontiguousarray(image))
 
     with ThreadPoolExecutor(cpu_count(), thread_name_prefix="decode") as pool:
         for _ in pool.map(one_file, requests):
@@ -279,7 +286,7 @@ def _match_found(wanted: FrameRequest, part: np.ndarray, found: np.ndarray, tole
     wrong = np.flatnonzero(~(off <= tolerance_s))
     if wrong.size:
         position = int(part[wrong[0]])
-        raise refuse(
+        raise request_error(
             wanted,
             position,
             f"has no frame at {wanted.times[position]:.6g} s: the nearest lies at {found[wrong[0]]:.6g} s, off "

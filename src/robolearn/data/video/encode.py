@@ -20,7 +20,7 @@ from robolearn.errors import UserError
 
 Codec = Literal["libx264", "libsvtav1"]
 
-OPTIONS: dict[str, dict[str, str]] = {
+CODEC_OPTIONS: dict[str, dict[str, str]] = {
     # One thread an encoder: episodes are encoded side by side, and the result does not depend on the machine.
     # x264's macroblock tree, of no use with key frames this near, reads what it has not written: equal frames became
     # unequal videos.
@@ -44,7 +44,7 @@ class Clip:
 
 
 @dataclass(frozen=True)
-class Encoder:
+class VideoEncoder:
     """How frames become video.
 
     Args:
@@ -56,32 +56,34 @@ class Encoder:
     crf: int = 18
 
     def __post_init__(self) -> None:
-        if self.codec not in OPTIONS:
-            raise UserError(f"video_codec={self.codec} is none of {', '.join(OPTIONS)}.")
+        if self.codec not in CODEC_OPTIONS:
+            raise UserError(f"video_codec={self.codec} is none of {', '.join(CODEC_OPTIONS)}.", key="video_codec")
         if not 0 <= self.crf <= (51 if self.codec == "libx264" else 63):
-            raise UserError(f"video_crf={self.crf} is out of {self.codec}'s range; 18 is close to lossless.")
+            raise UserError(
+                f"video_crf={self.crf} is out of {self.codec}'s range; 18 is close to lossless.", key="video_crf"
+            )
 
     def __call__(self, frames: np.ndarray, fps: float) -> Clip:
         """Encode frames uint8 (T, C, H, W) of 3 channels and even height and width."""
         buffer = io.BytesIO()
-        options = {**OPTIONS[self.codec], "crf": str(self.crf), "g": "2"}
+        options = {**CODEC_OPTIONS[self.codec], "crf": str(self.crf), "g": "2"}
         with av.open(buffer, "w", format="mp4") as container:
-            stream: Any = container.add_stream(self.codec, rate=exact(fps), options=options)
+            stream: Any = container.add_stream(self.codec, rate=exact_rate(fps), options=options)
             stream.height, stream.width = frames.shape[2:]
             stream.pix_fmt = "yuv420p"
             for frame in frames:
-                picture = np.ascontiguousarray(frame.transpose(1, 2, 0))
-                container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+                image = np.ascontiguousarray(frame.transpose(1, 2, 0))
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
             container.mux(stream.encode())
         return Clip(buffer.getvalue(), len(frames))
 
 
-def exact(fps: float) -> Fraction:
+def exact_rate(fps: float) -> Fraction:
     """Frames a second as a fraction, such as 30000/1001 for 29.97."""
     return Fraction(fps).limit_denominator(1001)
 
 
-def join(path: Path, clips: Iterable[Clip], fps: float) -> None:
+def concat_clips(path: Path, clips: Iterable[Clip], fps: float) -> None:
     """Write clips one after another into one MP4; their packets are copied, not encoded again.
 
     Args:
@@ -92,7 +94,7 @@ def join(path: Path, clips: Iterable[Clip], fps: float) -> None:
     Raises:
         UserError: A clip begins between key frames, or has too few frames.
     """
-    rate, done, head = exact(fps), 0, None
+    rate, done, head = exact_rate(fps), 0, None
     with av.open(str(path), "w", format="mp4", options={"movflags": "faststart"}) as output:
         stream: Any = None
         for clip in clips:
@@ -101,9 +103,12 @@ def join(path: Path, clips: Iterable[Clip], fps: float) -> None:
                 if stream is None:
                     stream = output.add_stream_from_template(source, opaque=True)
                     stream.time_base = source.time_base
-                    head = _head(source)
-                elif _head(source) != head:
-                    raise UserError(f"{_name(clip)} was encoded in another way than what it is to be joined with.")
+                    head = _stream_header(source)
+                elif _stream_header(source) != head:
+                    raise UserError(
+                        f"{_name(clip)} was encoded in another way than what it is to be joined with.",
+                        key=_name(clip),
+                    )
                 for packet in _packets(container, source, clip, rate):
                     # Ticks from the start of the clip, in units of the new stream, behind what is there.
                     for name in ("pts", "dts"):
@@ -116,7 +121,7 @@ def join(path: Path, clips: Iterable[Clip], fps: float) -> None:
             done += clip.length
 
 
-def _head(stream: Any) -> tuple[Any, ...]:
+def _stream_header(stream: Any) -> tuple[Any, ...]:
     """What has to be equal in streams that share a file; AV1 repeats the rest of its head in every key frame."""
     codec = stream.codec_context
     rest = None if stream.codec.canonical_name == "av1" else codec.extradata
@@ -139,16 +144,21 @@ def _packets(container: Any, stream: Any, clip: Clip, rate: Fraction) -> Iterato
         frame = packet.pts * stream.time_base * rate
         if first - half < frame < last - half:
             if not found and not packet.is_keyframe:
-                raise UserError(f"{_name(clip)} has no key frame at frame {first}, so it can't be cut there.")
+                raise UserError(
+                    f"{_name(clip)} has no key frame at frame {first}, so it can't be cut there.", key=_name(clip)
+                )
             found += 1
             yield packet
     if found != clip.length:
-        raise UserError(f"{_name(clip)} holds {found} of the {clip.length} frames that begin at frame {first}.")
+        raise UserError(
+            f"{_name(clip)} holds {found} of the {clip.length} frames that begin at frame {first}.",
+            key=_name(clip),
+        )
 
 
 def begins_with_key_frame(clip: Clip, fps: float) -> bool:
     """Whether a clip can be cut out without decoding it."""
-    rate = exact(fps)
+    rate = exact_rate(fps)
     with _open(clip) as container:
         stream = container.streams.video[0]
         keys = (packet.pts for packet in container.demux(stream) if packet.pts is not None and packet.is_keyframe)
@@ -159,7 +169,7 @@ def _name(clip: Clip) -> str:
     return "An encoded episode" if isinstance(clip.source, bytes) else str(clip.source)
 
 
-def describe(clip: Clip, fps: float) -> dict[str, Any]:
+def video_info(clip: Clip, fps: float) -> dict[str, Any]:
     """What ``info.json`` says of a camera's videos."""
     with _open(clip) as container:
         stream = container.streams.video[0]

@@ -1,7 +1,7 @@
-"""Decoded pictures on disk: lossless, whole or not there at all, shared by every process of the machine.
+"""Decoded frames on disk: lossless, complete or absent, shared by every process of the machine.
 
-An entry is a folder that holds the pictures of one camera, uint8 (N, C, H, W) without any header, and a JSON
-file that tells their shape and checksum. Its name is a digest of the dataset's own files and of what was
+An entry is a folder that holds the images of one camera, uint8 (N, C, H, W) without any header, and a JSON
+file with their shape and checksum. Its name is a digest of the dataset's own files and of what was
 chosen from them, so that an entry never goes stale: other content makes another name.
 """
 
@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 
 LAYOUT = 1  # Counts up when entries are written in another way, so that old ones are no longer found.
 CHUNK = 1 << 26
-SETTLED_S = 10.0  # Age of a file from which its times tell of every change.
+SETTLED_S = 10.0  # Age of a file from which its modification times reveal every change.
 SLACK = 1 << 24  # Bytes to be left on the disk, for the file system's own records.
 
 
@@ -80,12 +80,14 @@ def _file_digest(path: Path) -> str:
             while chunk := file.read(CHUNK):
                 total.update(chunk)
     except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}): fetch or write the dataset again.") from None
+        raise UserError(
+            f"{path} cannot be read ({error.strerror}): fetch or write the dataset again.", key=str(path)
+        ) from None
     return total.hexdigest()
 
 
-class Writer:
-    """Pictures on their way into a file, at any row and from any thread."""
+class FrameCacheWriter:
+    """Writes frames into the file of an entry, at any row and from any thread."""
 
     def __init__(self, path: Path, shape: tuple[int, ...], camera: str):
         self.size = int(np.prod(shape[1:]))
@@ -95,14 +97,14 @@ class Writer:
         self._camera = camera
         self._descriptor = os.open(path, os.O_CREAT | os.O_RDWR, 0o644)
 
-    def __call__(self, row: int, picture: np.ndarray) -> None:
-        """Write a contiguous uint8 picture (C, H, W). Raises UserError where the disk is full."""
-        data, place = picture.data.cast("B"), row * self.size
+    def __call__(self, row: int, image: np.ndarray) -> None:
+        """Write a contiguous uint8 image (C, H, W). Raises UserError where the disk is full."""
+        data, offset = image.data.cast("B"), row * self.size
         try:
             while data:
                 # Not through a memory map: there a full disk would end the process by a signal.
-                count = os.pwrite(self._descriptor, data, place)
-                data, place = data[count:], place + count
+                count = os.pwrite(self._descriptor, data, offset)
+                data, offset = data[count:], offset + count
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
                 raise disk_full(self._folder, self._total, self._camera) from None
@@ -118,7 +120,8 @@ def disk_full(folder: Path, size: int, camera: str) -> UserError:
     """The error for a disk without room for `size` bytes in `folder`."""
     return UserError(
         f"The decoded frames of {camera} need {gigabytes(size)} in {folder}, where the disk has not that much "
-        "room: free some, or name another folder by dataset.cache_dir or ROBOLEARN_CACHE."
+        "room: free some, or name another folder by dataset.cache_dir or ROBOLEARN_CACHE.",
+        key="dataset.cache_dir",
     )
 
 
@@ -128,43 +131,43 @@ def gigabytes(size: int) -> str:
 
 
 @dataclass(frozen=True)
-class Entry:
-    """A complete entry of the cache: pictures uint8 of `shape` (N, C, H, W) in `file`."""
+class FrameCacheEntry:
+    """A complete entry of the cache: images uint8 of `shape` (N, C, H, W) in `file`."""
 
     file: Path
     shape: tuple[int, ...]
     checksum: str
 
     def mapped(self) -> Tensor:
-        """The pictures as a view of the file: read from disk when touched, kept in memory while there is room."""
+        """The images as a view of the file: read on access and kept by the page cache."""
         count = int(np.prod(self.shape))
         return torch.from_file(str(self.file), shared=False, size=count, dtype=torch.uint8).view(self.shape)
 
     def copy_to(self, device: torch.device) -> Tensor | None:
-        """The pictures in memory of `device`; None where the file's checksum is not the recorded one."""
-        size, total, place = int(np.prod(self.shape)), xxhash.xxh3_128(), 0
+        """The images in memory of `device`; None where the file's checksum is not the recorded one."""
+        size, total, offset = int(np.prod(self.shape)), xxhash.xxh3_128(), 0
         on_host = device.type == "cpu"
         # NumPy asks the system for huge pages, which halves the time to fill so much memory.
         buffer = np.empty(size if on_host else min(CHUNK, size), dtype=np.uint8)
         target = torch.from_numpy(buffer) if on_host else torch.empty(size, dtype=torch.uint8, device=device)
         with self.file.open("rb", buffering=0) as file:
-            while place < size:
-                chunk = buffer[place : place + CHUNK] if on_host else buffer[: size - place]
+            while offset < size:
+                chunk = buffer[offset : offset + CHUNK] if on_host else buffer[: size - offset]
                 count = file.readinto(chunk.data)
                 if not count:
                     return None
                 total.update(chunk[:count].data)
                 if not on_host:
-                    target[place : place + count].copy_(torch.from_numpy(chunk[:count]))
-                place += count
+                    target[offset : offset + count].copy_(torch.from_numpy(chunk[:count]))
+                offset += count
         return target.view(self.shape) if total.hexdigest() == self.checksum else None
 
 
-def open_entry(folder: Path) -> Entry | None:
+def open_entry(folder: Path) -> FrameCacheEntry | None:
     """The entry in `folder`; None where there is none, or where it is not complete."""
     try:
         record = json.loads((folder / "frames.json").read_text())
-        entry = Entry(folder / "frames.u8", tuple(record["shape"]), record["xxh3_128"])
+        entry = FrameCacheEntry(folder / "frames.u8", tuple(record["shape"]), record["xxh3_128"])
         size = entry.file.stat().st_size
     except (OSError, ValueError, KeyError, TypeError):
         return None
@@ -172,8 +175,8 @@ def open_entry(folder: Path) -> Entry | None:
 
 
 def get_entry(
-    folder: Path, shape: tuple[int, ...], camera: str, fill: Callable[[Writer], None], rebuild: bool = False
-) -> Entry:
+    folder: Path, shape: tuple[int, ...], camera: str, fill: Callable[[FrameCacheWriter], None], rebuild: bool = False
+) -> FrameCacheEntry:
     """The entry in `folder`, written by `fill` where it is not there; one process writes, others wait for it.
 
     Args:
@@ -196,7 +199,8 @@ def get_entry(
     except OSError as error:
         raise UserError(
             f"{folder.parent} cannot be written ({error.strerror or error}): name another folder for decoded "
-            "frames by dataset.cache_dir or ROBOLEARN_CACHE."
+            "frames by dataset.cache_dir or ROBOLEARN_CACHE.",
+            key=str(folder.parent),
         ) from None
     try:
         entry = None if rebuild else open_entry(folder)
@@ -215,7 +219,9 @@ def _acquire(lock: FileLock, folder: Path) -> None:
         lock.acquire()
 
 
-def _write_entry(folder: Path, shape: tuple[int, ...], camera: str, fill: Callable[[Writer], None]) -> Entry:
+def _write_entry(
+    folder: Path, shape: tuple[int, ...], camera: str, fill: Callable[[FrameCacheWriter], None]
+) -> FrameCacheEntry:
     if folder.exists():
         log.warning("%s is damaged: its frames are decoded again.", folder)
     for left in folder.parent.glob(f".{folder.name}.*"):  # of processes that were killed: we hold their lock
@@ -224,7 +230,7 @@ def _write_entry(folder: Path, shape: tuple[int, ...], camera: str, fill: Callab
     if shutil.disk_usage(folder.parent).free < size + SLACK:
         raise disk_full(folder.parent, size, camera)
     with atomic_dir(folder) as temporary:
-        writer = Writer(temporary / "frames.u8", shape, camera)
+        writer = FrameCacheWriter(temporary / "frames.u8", shape, camera)
         try:
             fill(writer)
         finally:
@@ -236,4 +242,4 @@ def _write_entry(folder: Path, shape: tuple[int, ...], camera: str, fill: Callab
             temporary / "frames.json",
             {"camera": camera, "dtype": "uint8", "shape": list(shape), "xxh3_128": checksum},
         )
-    return Entry(folder / "frames.u8", shape, checksum)
+    return FrameCacheEntry(folder / "frames.u8", shape, checksum)

@@ -1,4 +1,4 @@
-"""How much memory is there: what chooses the place where decoded frames are kept."""
+"""Where decoded frames are kept, by the memory that is free."""
 
 from pathlib import Path
 from typing import Literal
@@ -11,7 +11,7 @@ from robolearn.errors import UserError
 Tier = Literal["gpu", "host", "disk"]
 
 
-def host_memory() -> int:
+def free_host_memory() -> int:
     """Bytes of main memory that this process may still take, within the limit of its control group."""
     free = []
     meminfo = Path("/proc/meminfo")
@@ -30,11 +30,11 @@ def host_memory() -> int:
     return min(free, default=8 * 10**9)
 
 
-def device_memory(device: torch.device) -> int:
+def free_device_memory(device: torch.device) -> int:
     """Bytes free on an accelerator; on one that shares the main memory, bytes free there."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    return host_memory()
+    return free_host_memory()
 
 
 def choose_tier(
@@ -44,28 +44,32 @@ def choose_tier(
     max_gpu_gb: float | None,
     max_host_gb: float | None,
 ) -> Tier:
-    """Where `size` bytes of decoded frames go: the fastest place that they may fill.
+    """Where to keep `size` bytes of decoded frames: the fastest memory that they may fill.
 
     Without a limit given, frames may fill a quarter of the device's free memory, which training needs more,
     or half of the free main memory.
 
     Raises:
-        UserError: `wanted` names a place that there is not, or that is too small.
+        UserError: `wanted` is not available, or too small.
     """
     if wanted == "gpu" and device.type == "cpu":
-        raise UserError("dataset.cache=gpu needs a GPU, but device=cpu: use dataset.cache=auto, or device=cuda.")
+        raise UserError(
+            "dataset.cache=gpu needs a GPU, but device=cpu: use dataset.cache=auto, or device=cuda.",
+            key="dataset.cache",
+        )
     if wanted in ("gpu", "host"):
-        free = device_memory(device) if wanted == "gpu" else host_memory()
+        free = free_device_memory(device) if wanted == "gpu" else free_host_memory()
         if size > free:
             raise UserError(
                 f"dataset.cache={wanted} needs {gigabytes(size)} for the decoded frames, but {gigabytes(free)} "
-                "are free there: use dataset.cache=auto or dataset.cache=disk."
+                "are free there: use dataset.cache=auto or dataset.cache=disk.",
+                key="dataset.cache",
             )
     if wanted != "auto":
         return wanted
     if device.type != "cpu":
-        limit = device_memory(device) / 4 if max_gpu_gb is None else max_gpu_gb * 1e9
+        limit = free_device_memory(device) / 4 if max_gpu_gb is None else max_gpu_gb * 1e9
         if size <= limit:
             return "gpu"
-    limit = host_memory() / 2 if max_host_gb is None else max_host_gb * 1e9
+    limit = free_host_memory() / 2 if max_host_gb is None else max_host_gb * 1e9
     return "host" if size <= limit else "disk"
