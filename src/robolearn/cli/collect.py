@@ -187,7 +187,7 @@ def _run(cfg: DictConfig, simulator: Any, recorder: Any, collection: Any, stop: 
     demonstrator = build("demonstrator", cfg)
     demonstration = DemonstrationTask(simulator.env_fn(), demonstrator, recorder, cfg.action_noise, cfg.keep_failures)
     workers = min(cfg.workers or cpu_count(), collection.missing)
-    with WorkerPool(demonstration, workers, simulator.modules()) as pool:
+    with WorkerPool(demonstration, workers, simulator.preload_modules()) as pool:
         return collection.run(pool, stop)
 
 
