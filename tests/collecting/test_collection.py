@@ -19,7 +19,7 @@ from fakes import collecting
 from fakes.datasets import write_dataset
 
 from robolearn.cli.collect import main
-from robolearn.collecting.demonstration import DemonstrationTask, Noise
+from robolearn.collecting.demonstration_workers import DemonstrationTask, Noise
 from robolearn.data import LeRobotDataset
 from robolearn.data.lerobot_format.recorder import Recorder
 from robolearn.types import Window
@@ -193,7 +193,7 @@ def test_an_interrupted_collection_is_sound_and_goes_on(tmp_path: Path, toy: lis
 def test_a_worker_that_dies_or_breaks_costs_no_episode(tmp_path: Path, toy: list[str]) -> None:
     out = tmp_path / "set"
     text = collect(*toy, f"out={out}", "env.kwargs.crash_in=die", "episodes=3", status=2)
-    assert "A process of robolearn-collect died" in text
+    assert "The demonstration process died (exit code 1" in text
     text = collect(*toy, f"out={out}", "demonstrator.crash=true", "episodes=3", status=2)
     assert "Reacher failed in the episode with seed" in text
     assert "no way" in text
@@ -291,7 +291,7 @@ def test_a_missing_library_is_told_before_anything_is_written(
 
 
 def test_recording_needs_no_torch() -> None:
-    code = "import sys, robolearn.collecting.demonstration; sys.exit('torch' in sys.modules)"
+    code = "import sys, robolearn.collecting.demonstration_workers; sys.exit('torch' in sys.modules)"
     assert processes.run([sys.executable, "-c", code]).returncode == 0
     assert DemonstrationTask.__doc__
     assert Recorder.__doc__

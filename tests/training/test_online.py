@@ -1,7 +1,6 @@
 """The online phase: its rules, what it collects, and the process beside training."""
 
-import os
-import signal
+import multiprocessing
 import time
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from robolearn.episodes import RolloutInterrupted
 from robolearn.errors import UserError
 from robolearn.normalize import Normalizer
 from robolearn.policies.vqbet import VqbetPolicy
-from robolearn.rollouts.workers import AsyncRolloutWorker, RolloutResult
+from robolearn.rollouts.rollout_workers import AsyncRolloutWorker, RolloutResult
 from robolearn.trainer import Trainer
 from robolearn.training.online import Collector, Online
 from robolearn.types import Feature, Spec
@@ -283,8 +282,9 @@ def test_the_death_of_the_process_beside_training_is_told(tmp_path: Path) -> Non
     rollouts = found.rollouts
     assert isinstance(rollouts, AsyncRolloutWorker)
     try:
-        os.kill(rollouts._process.pid or 0, signal.SIGKILL)
-        with pytest.raises(UserError, match=r"The process that collects episodes died \(exit code -9"):
+        (process,) = [each for each in multiprocessing.active_children() if each.name == "rollout"]
+        process.kill()
+        with pytest.raises(UserError, match=r"The rollout process died \(exit code -9"):
             wait(rollouts, acting)
     finally:
         found.close()

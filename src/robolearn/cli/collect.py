@@ -180,7 +180,7 @@ def _run(cfg: DictConfig, simulator: Any, recorder: Any, collection: Any, stop: 
     """Collect from the demonstrator, or from the policy."""
     if cfg.policy.path is not None:
         return collection.run(_rollouts(cfg, simulator, recorder), stop)
-    from robolearn.collecting.demonstration import DemonstrationTask, WorkerPool
+    from robolearn.collecting.demonstration_workers import DemonstrationTask, WorkerPool
     from robolearn.config.build import build
     from robolearn.data.video.decode import cpu_count
 

@@ -12,7 +12,7 @@ import filelock
 import numpy as np
 from tqdm import tqdm
 
-from robolearn.collecting.demonstration import EpisodeResult, Noise
+from robolearn.collecting.demonstration_workers import EpisodeResult, Noise
 from robolearn.data.lerobot_format.recorder import Recorder
 from robolearn.data.lerobot_format.writer import DatasetWriter
 from robolearn.envs.factory import EnvFactory

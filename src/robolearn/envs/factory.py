@@ -11,16 +11,10 @@ import gymnasium as gym
 from gymnasium import spaces
 
 from robolearn.envs.dependencies import display_error_message, import_package, is_display_error, missing
-from robolearn.envs.wrappers import (
-    FlattenToDatasetKeys,
-    FreezeAfterEpisodeEnd,
-    SuccessWrapper,
-    VectorEnv,
-    limit_threads,
-    make_vector,
-    one_line,
-)
+from robolearn.envs.vector import VectorEnv, make_vector_env
+from robolearn.envs.wrappers import FlattenToDatasetKeys, FreezeAfterEpisodeEnd, SuccessWrapper, one_line
 from robolearn.errors import UserError
+from robolearn.system.workers import limit_threads
 from robolearn.types import Feature, Spec, kind_of
 
 log = logging.getLogger(__name__)
@@ -137,7 +131,9 @@ class EnvFactory:
         Raises:
             UserError: The simulator can't be opened.
         """
-        return make_vector([self.env_fn()] * num_envs, use_async, preload=self.preload_modules() if use_async else ())
+        return make_vector_env(
+            [self.env_fn()] * num_envs, use_async, preload=self.preload_modules() if use_async else ()
+        )
 
     def describe(self) -> dict[str, Any]:
         """Plain values for records."""

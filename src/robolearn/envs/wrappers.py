@@ -4,18 +4,13 @@ Nothing here imports torch, so that the worker processes of asynchronous environ
 """
 
 import logging
-import multiprocessing
-import signal
-import sys
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
-from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
-from gymnasium.vector.async_vector_env import _async_worker
 
 from robolearn.episodes import Observation
 from robolearn.errors import UserError
@@ -187,70 +182,6 @@ class FreezeAfterEpisodeEnd(gym.Wrapper):
             ) from error
 
 
-class SyncEnvs(SyncVectorEnv):
-    """VectorEnv in this process, one after the other; never reset by themselves."""
-
-    def __init__(self, env_fns: Sequence[Callable[[], gym.Env]]) -> None:
-        super().__init__(env_fns, autoreset_mode=AutoresetMode.DISABLED)
-
-    def step(self, actions: Any) -> tuple[Any, np.ndarray, np.ndarray, np.ndarray, dict]:
-        """Step all."""
-        # gymnasium asserts that no finished environment is stepped; ours are frozen then.
-        self._autoreset_envs[:] = False
-        return super().step(actions)
-
-
-class AsyncEnvs(AsyncVectorEnv):
-    """VectorEnv in a process each; never reset by themselves.
-
-    The processes come from a fork server: plain fork would copy a parent with CUDA and running threads, and spawn
-    would import everything once for each process. `preload` names what the server imports, once.
-    They leave signals to the parent, which decides when an evaluation ends, and are killed when closed.
-    """
-
-    def __init__(self, env_fns: Sequence[Callable[[], gym.Env]], preload: Sequence[str] = ()) -> None:
-        context = "spawn"
-        if "forkserver" in multiprocessing.get_all_start_methods():
-            context = "forkserver"
-            modules = ["__main__", __name__, *preload]
-            multiprocessing.get_context("forkserver").set_forkserver_preload(modules)
-        super().__init__(env_fns, context=context, worker=_worker, autoreset_mode=AutoresetMode.DISABLED)
-
-    def close_extras(self, timeout: float | None = None, terminate: bool = False) -> None:
-        """Kill the processes; they hold nothing that is worth an orderly end."""
-        for process in self.processes:
-            process.kill()
-        for process in self.processes:
-            process.join()
-        for pipe in self.parent_pipes:
-            if pipe is not None:
-                pipe.close()
-
-
-def _worker(*arguments: Any) -> None:
-    """gymnasium's worker, deaf to the signals that a terminal or a cluster sends to all processes of a job."""
-    for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2"):
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), signal.SIG_IGN)
-    _async_worker(*arguments)
-
-
-VectorEnv = SyncEnvs | AsyncEnvs
-
-
-def make_vector(env_fns: Sequence[Callable[[], gym.Env]], use_async: bool, preload: Sequence[str]) -> VectorEnv:
-    """A vector of simulators, each made by its function."""
-    if not use_async:
-        return SyncEnvs(env_fns)
-    try:
-        return AsyncEnvs(env_fns, preload)
-    except (EOFError, ConnectionError) as error:
-        raise UserError(
-            "A simulator's process ended while it started (its own message is above; too little memory, or a script "
-            'without `if __name__ == "__main__":`, are common causes); set eval.use_async_envs=false to see it here.'
-        ) from error
-
-
 def one_line(error: BaseException) -> str:
     """An exception's type, message and place, fit to stand in a sentence."""
     message = " ".join(str(error).split()) or "no message"
@@ -259,12 +190,6 @@ def one_line(error: BaseException) -> str:
     frames = traceback.extract_tb(error.__traceback__)
     place = f" ({frames[-1].filename}:{frames[-1].lineno})" if frames else ""
     return f"{type(error).__name__}: {message.rstrip('.')}{place}"
-
-
-def limit_threads() -> None:
-    """In a worker process: one thread for OpenCV, which would otherwise start one per core in every process."""
-    if multiprocessing.parent_process() is not None and "cv2" in sys.modules:
-        sys.modules["cv2"].setNumThreads(1)
 
 
 def _leaves(value: Any, space: spaces.Space, prefix: str = "") -> Iterator[tuple[str, Any]]:

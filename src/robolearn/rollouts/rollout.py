@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from robolearn.envs.wrappers import VectorEnv
+from robolearn.envs.vector import VectorEnv
 from robolearn.episodes import Actor, Episode, FrameSink, Observation, RolloutInterrupted
 from robolearn.errors import UserError
 

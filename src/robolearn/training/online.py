@@ -12,7 +12,7 @@ from robolearn.envs.factory import EnvFactory
 from robolearn.errors import UserError
 from robolearn.policies.base import Policy
 from robolearn.rollouts.evaluation import summary
-from robolearn.rollouts.workers import (
+from robolearn.rollouts.rollout_workers import (
     AsyncRolloutWorker,
     RolloutResult,
     RolloutWorker,
@@ -140,10 +140,10 @@ class Online:
             offline_steps: Updates before the phase.
         """
         assert self.buffer_capacity is not None
-        crew = VectorEnvFactory(env, self.rollout_batch_size, self.use_async_envs)
+        factory = VectorEnvFactory(env, self.rollout_batch_size, self.use_async_envs)
         replay = ReplayBuffer(folder / "replay", spec, self.buffer_capacity, agent.device, policy.drop_n_last_frames)
         # Last, since it starts a process: a full disk has been told before.
-        rollouts = AsyncRolloutWorker(crew, agent) if self.do_rollout_async else SyncRolloutWorker(crew)
+        rollouts = AsyncRolloutWorker(factory, agent) if self.do_rollout_async else SyncRolloutWorker(factory)
         return Collector(self, offline_steps, rollouts, replay, self.kept(policy))
 
 

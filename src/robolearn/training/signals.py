@@ -7,9 +7,9 @@ from collections.abc import Callable
 from types import FrameType, TracebackType
 from typing import Any
 
-Handler = Callable[[int, FrameType | None], Any]
+from robolearn.system.workers import TERMINATION_SIGNALS
 
-TERMINATION_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
+Handler = Callable[[int, FrameType | None], Any]
 
 
 class GracefulShutdown:

@@ -4,13 +4,9 @@ Nothing here imports torch, so that the processes start fast and stay small.
 """
 
 import itertools
-import multiprocessing
-import os
-import signal
-import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from multiprocessing.connection import Connection, wait
 from typing import Any
 
 import gymnasium as gym
@@ -21,8 +17,7 @@ from robolearn.data.lerobot_format.recorder import EpisodeRecord, Recorder
 from robolearn.envs.wrappers import one_line
 from robolearn.episodes import Episode, Observation
 from robolearn.errors import UserError
-
-SIGNALS = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2")
+from robolearn.system.workers import Worker, wait_any
 
 
 @dataclass(frozen=True)
@@ -37,29 +32,30 @@ class EpisodeResult:
 
 @dataclass(frozen=True)
 class DemonstrationTask:
-    """What a process needs to run episodes; pickled into it.
+    """What a worker needs to run episodes.
 
     Args:
-        opener: Opens the simulator.
+        env_fn: Opens the simulator.
         demonstrator: Makes the demonstrator of a simulator.
         recorder: Turns episodes into records.
         noise: Standard deviation of the noise that is added to actions, in their units; 0 for none.
         keep_failures: Whether failed episodes are recorded too.
     """
 
-    opener: Callable[[], gym.Env]
+    env_fn: Callable[[], gym.Env]
     demonstrator: Callable[..., Demonstrator]
     recorder: Recorder
     noise: float = 0.0
     keep_failures: bool = False
 
-    def open(self) -> Callable[[int], EpisodeResult]:
-        """Open the simulator; returns what runs the episode of a seed.
+    @contextmanager
+    def open(self, stop: Callable[[], bool]) -> Iterator[Callable[[int], EpisodeResult]]:
+        """Open the simulator; the context's value runs the episode of a seed.
 
         Raises:
             UserError: The simulator or the demonstrator can't be made.
         """
-        env = self.opener()
+        env = self.env_fn()
         demonstrator = self.demonstrator(env=env)
 
         def attempt(seed: int) -> EpisodeResult:
@@ -74,7 +70,7 @@ class DemonstrationTask:
             record = self.recorder(episode, clean) if kept else None
             return EpisodeResult(seed, len(episode), episode.success, record)
 
-        return attempt
+        yield attempt
 
     def _run(self, env: gym.Env, demonstrator: Demonstrator, seed: int) -> tuple[Episode, np.ndarray]:
         """The episode, and its actions before noise (T, A)."""
@@ -132,109 +128,51 @@ def _stack(observations: list[Observation]) -> Observation:
 
 
 class WorkerPool:
-    """Processes that run the episodes of seeds; results come in the order of the seeds, whoever was first.
+    """Workers that run the episodes of seeds; results come in the order of the seeds.
 
     Args:
-        demonstration: What every process opens.
-        workers: How many processes.
+        task: What every worker runs.
+        workers: Number of processes.
         preload: Modules that are imported once for all of them.
     """
 
-    def __init__(self, demonstration: DemonstrationTask, workers: int, preload: list[str]) -> None:
-        context: Any = multiprocessing.get_context("spawn")
-        if "forkserver" in multiprocessing.get_all_start_methods():
-            context = multiprocessing.get_context("forkserver")
-            context.set_forkserver_preload(["__main__", __name__, *preload])
-        self._processes, self._pipes = [], []
-        for _ in range(workers):
-            ours, theirs = context.Pipe()
-            process = context.Process(target=_work, args=(theirs, demonstration), daemon=True)
-            process.start()
-            theirs.close()
-            self._processes.append(process)
-            self._pipes.append(ours)
+    def __init__(self, task: DemonstrationTask, workers: int, preload: list[str]) -> None:
+        fix = "give fewer with workers=, the same command resumes the collection"
+        modules = [__name__, *preload]
+        self._workers: list[Worker[int, EpisodeResult]] = [
+            Worker(task, "demonstration", "workers", fix, modules) for _ in range(workers)
+        ]
 
     def __enter__(self) -> "WorkerPool":
         return self
 
     def __exit__(self, *error: Any) -> None:
-        for process in self._processes:
-            process.kill()  # they hold nothing that is worth an orderly end
-        for process in self._processes:
-            process.join()
+        for worker in self._workers:
+            worker.close(timeout=0)  # nothing in it is worth an orderly end
 
     def attempts(self, seed: int, wanted: Callable[[], int], stop: Callable[[], bool]) -> Iterator[EpisodeResult]:
         """The episodes of `seed`, ``seed + 1`` and so on, in that order; ends when `stop` says so.
 
         Args:
             seed: Of the first one.
-            wanted: How many more are needed; no more episodes are begun than that.
+            wanted: How many more are needed; no more episodes are started than that.
             stop: Asked several times a second.
 
         Raises:
             UserError: A simulator, a demonstrator or a process failed.
         """
         seeds = itertools.count(seed)
-        idle, busy = list(self._pipes), {}
+        idle, busy = list(self._workers), {}
         order: list[int] = []
         done: dict[int, EpisodeResult] = {}
         while not stop():
             while idle and len(order) < wanted():
-                seed, pipe = next(seeds), idle.pop(0)
-                self._send(pipe, seed)
-                busy[pipe] = seed
+                seed, worker = next(seeds), idle.pop(0)
+                worker.send(seed)
+                busy[worker] = seed
                 order.append(seed)
-            for pipe in wait(list(busy), timeout=0.2):
-                done[busy.pop(pipe)] = self._receive(pipe)  # type: ignore[arg-type,call-overload]
-                idle.append(pipe)  # type: ignore[arg-type]
+            for worker in wait_any(list(busy), timeout=0.2):
+                done[busy.pop(worker)] = worker.receive()
+                idle.append(worker)
             while order and order[0] in done:
                 yield done.pop(order.pop(0))
-
-    def _send(self, pipe: Connection, seed: int) -> None:
-        try:
-            pipe.send(seed)
-        except OSError as error:
-            raise _died() from error
-
-    def _receive(self, pipe: Connection) -> EpisodeResult:
-        try:
-            result = pipe.recv()
-        except (EOFError, OSError) as error:
-            raise _died() from error
-        if isinstance(result, Exception):
-            raise result
-        return result
-
-
-def _died() -> UserError:
-    return UserError(
-        "A process of robolearn-collect died (too little memory?); give fewer with workers=, the same command goes on."
-    )
-
-
-def _work(pipe: Connection, demonstration: DemonstrationTask) -> None:
-    for name in SIGNALS:  # a terminal or a cluster sends them to all processes; the parent decides
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), signal.SIG_IGN)
-    threading.Thread(target=_die_with_parent, daemon=True).start()
-    attempt = None
-    while True:
-        try:
-            seed = pipe.recv()
-        except EOFError:
-            return
-        try:
-            attempt = attempt or demonstration.open()
-            result: EpisodeResult | Exception = attempt(seed)
-        except UserError as error:
-            result = UserError(str(error))  # without its causes, which may not be picklable
-        except Exception as error:
-            result = RuntimeError(one_line(error))
-        pipe.send(result)
-
-
-def _die_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)
