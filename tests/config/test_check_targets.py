@@ -1,14 +1,24 @@
-"""Which values of a file fit which annotations, and how the annotations are told."""
+"""Which values of a file fit which annotations, and how the annotations are described."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from pathlib import Path
+from typing import Annotated, Any, Literal, Protocol
 
 import pytest
 import torch
+from annotated_types import Ge, Gt, Interval
 
-from robolearn.config.validate import check_targets, describe, matches
+from robolearn.config.schema import TrainConfig
+from robolearn.config.validate import check_roots, check_targets, check_value, describe, refuse
+from robolearn.errors import UserError
 
 Kind = Literal["VISUAL", "STATE"]
+
+
+class Unfit(Protocol):
+    """What Pydantic knows nothing of."""
+
+    def method(self) -> None: ...
 
 
 @pytest.mark.parametrize(
@@ -32,22 +42,60 @@ Kind = Literal["VISUAL", "STATE"]
         ({"VISUL": "a"}, Mapping[Kind, str], False),
         (0.1, float | torch.Tensor, True),
         ([1, {"a": None}], Any, True),
+        ([[1, 2], [3, 4]], list[tuple[int, int]], True),
+        ("cuda", torch.device | str, True),
+        ("a/b", Path | None, True),
+        ("anything", Unfit, True),
+        (1, Annotated[int, Ge(1)], True),
+        (0, Annotated[int, Ge(1)], False),
+        (None, Annotated[float, Gt(0)] | None, True),
+        (float("nan"), Annotated[float, Ge(0)], False),
+        (1, Annotated[float, Interval(ge=0, le=1)], True),
+        (1.5, Annotated[float, Interval(ge=0, le=1)], False),
+        ([1, 0], Sequence[Annotated[int, Ge(1)]], False),
     ],
 )
-def test_conforms(value: Any, annotation: Any, fits: bool) -> None:
-    assert matches(value, annotation) is fits
+def test_fits(value: Any, annotation: Any, fits: bool) -> None:
+    assert (check_value("key", value, annotation) is None) is fits
+
+
+@pytest.mark.parametrize(
+    ("value", "annotation", "words"),
+    [
+        (0, Annotated[int, Ge(1)], "policy.x=0 (my.yaml) must be at least 1."),
+        (0, Annotated[float, Gt(0)] | None, "policy.x=0 (my.yaml) must be greater than 0, or null."),
+        (2, Annotated[float, Interval(ge=0, le=1)], "policy.x=2 (my.yaml) must be at most 1."),
+        ([8, 0], Sequence[Annotated[int, Ge(1)]] | None, "policy.x[1]=0 (my.yaml) must be at least 1."),
+        ({"a": -1}, Mapping[str, Annotated[int, Ge(0)]], "policy.x.a=-1 (my.yaml) must be at least 0."),
+        (0, Annotated[int, Ge(1)] | str, "policy.x=0 (my.yaml) must be at least 1."),
+        (3, Sequence[int] | None, "policy.x (my.yaml): Act takes a list of integers or null, not 3."),
+        (None, Annotated[int, Ge(1)], "policy.x (my.yaml): Act takes an integer, not null."),
+        ("abb", Literal["ab"], "policy.x (my.yaml): Act takes 'ab', not 'abb' (did you mean 'ab'?)."),
+    ],
+)  # fmt: skip
+def test_sentences(value: Any, annotation: Any, words: str) -> None:
+    assert str(check_value("policy.x", value, annotation, "Act", lambda key: "my.yaml")) == words
+
+
+def test_root_keys() -> None:
+    errors = check_roots(TrainConfig, {"seed": -1, "resume": "mus", "grad_clip_norm": None, "batch_size": 1})
+    assert [error.key for error in errors] == ["seed", "resume"]
+    assert str(errors[1]) == "resume takes 'auto' or 'must' or 'never', not 'mus' (did you mean 'must'?)."
+    with pytest.raises(UserError, match=r"seed=-1 must be at least 0 \(and 1 more: resume\)\.") as refusal:
+        refuse(errors)
+    assert refusal.value.key == "seed"
 
 
 @pytest.mark.parametrize(
     ("annotation", "words"),
     [
-        (int, "a whole number"),
+        (int, "an integer"),
         (float | None, "a number or null"),
-        (Sequence[int] | None, "a list of whole numbers or null"),
+        (Sequence[int] | None, "a list of integers or null"),
         (tuple[float, float], "a list of 2 numbers"),
-        (tuple[int, ...], "a list of whole numbers"),
+        (tuple[int, ...], "a list of integers"),
         (Literal["DDPM", "DDIM"], "'DDPM' or 'DDIM'"),
-        (Mapping[Kind, str], "a mapping of 'VISUAL' or 'STATE' to texts"),
+        (Mapping[Kind, str], "a mapping of 'VISUAL' or 'STATE' to strings"),
         (float | torch.Tensor, "a number"),
     ],
 )
@@ -55,10 +103,11 @@ def test_describe(annotation: Any, words: str) -> None:
     assert describe(annotation) == words
 
 
-def test_every_difference_is_told() -> None:
+def test_every_difference_is_reported() -> None:
     node = {"_target_": "torch.optim.SGD", "_partial_": True, "lr": "fast", "momentun": 0.9, "params": []}
-    messages = check_targets({"optimizer": node}, lambda key: "my.yaml")
-    assert messages == [
+    errors = check_targets({"optimizer": node}, lambda key: "my.yaml")
+    assert [error.key for error in errors] == ["optimizer.lr", "optimizer.momentun", "optimizer.params"]
+    assert [str(error) for error in errors] == [
         "optimizer.lr (my.yaml): SGD takes a number, not 'fast'.",
         "optimizer.momentun (my.yaml): SGD takes no 'momentun' (did you mean 'momentum'?).",
         "optimizer.params (my.yaml): SGD gets 'params' from the run, so remove this key.",
@@ -67,8 +116,8 @@ def test_every_difference_is_told() -> None:
 
 def test_nodes_within_nodes() -> None:
     inner = {"_target_": "torch.nn.Linear", "in_features": 1}
-    (message,) = check_targets({"policy": {"_target_": "torch.nn.Identity", "layers": [inner]}})
+    (error,) = check_targets({"policy": {"_target_": "torch.nn.Identity", "layers": [inner]}})
     assert (
-        message
+        str(error)
         == "policy.layers[0].out_features: Linear needs 'out_features'; add +policy.layers[0].out_features=VALUE."
     )

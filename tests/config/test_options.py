@@ -21,7 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from robolearn.config.compose import compose, parse
 from robolearn.config.schema import TrainConfig
-from robolearn.config.validate import check_targets, find_target, matches
+from robolearn.config.validate import check_targets, check_value, find_target
 from robolearn.system.paths import conf_dir
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -200,7 +200,7 @@ def another(key: str, value: Any, annotation: Any) -> tuple[str, Any]:
         return another(f"{key}.{name}", value[name], values[0] if values else Any)
     names = [choice for option in _options(annotation) for choice in get_args(option) if isinstance(choice, str)]
     candidates = [_moved(value), *names, "other", 1, 0.5, [1], True, None]
-    return key, next(item for item in candidates if item != value and matches(item, annotation))
+    return key, next(item for item in candidates if item != value and check_value(key, item, annotation) is None)
 
 
 def _options(annotation: Any) -> tuple[Any, ...]:

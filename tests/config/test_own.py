@@ -127,7 +127,7 @@ MISTAKES = {
     "other folder": (["checkpoint=."], "no checkpoint is in this folder"),
     "key": (["checkpoint=run", "eval.n_episode=3"], "did you mean 'eval.n_episodes'?"),
     "key of training": (["checkpoint=run", "batch_size=3"], "did you mean 'eval.batch_size'?"),
-    "type": (["checkpoint=run", "eval.n_episodes=many"], "Evaluator takes a whole number, not 'many'"),
+    "type": (["checkpoint=run", "eval.n_episodes=many"], "Evaluator takes an integer, not 'many'"),
     "rule": (["checkpoint=run", "eval.n_episodes=1"], "eval.batch_size=2"),
     "device": (["checkpoint=run", "device=gpu"], "device=gpu: it is none of cuda"),
     "simulator": (["checkpoint=run", "env=none"], "choose one with env=NAME"),

@@ -118,7 +118,7 @@ MISTAKES = {
     "hub": (["policy.path=no/body"], "fetch it with: hf download no/body"),
     "no checkpoint": (["policy.path=."], "policy.path=.: no checkpoint is in this folder"),
     "typo": (["policy.path={0}", "policy.n_action_step=2"], "did you mean 'policy.n_action_steps'?"),
-    "type": (["policy.path={0}", "policy.horizon=x"], "DiffusionPolicy takes a whole number"),
+    "type": (["policy.path={0}", "policy.horizon=x"], "DiffusionPolicy takes an integer"),
     "sizes": (["policy.path={0}", "policy.down_dims=[8,24]", "dataset.root={1}"], "do not fit: unet."),
 }
 

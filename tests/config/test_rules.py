@@ -67,7 +67,7 @@ RULES = {
         "eval.batch_size=50 is more than",
     ),
     "resume without a run": ("camera", ["env=none", "resume=must", "output_dir=a"], "resume=must: a holds no run"),
-    "steps": ("camera", ["env=none", "offline.steps=-1"], "offline.steps=-1: it must be at least 0"),
+    "steps": ("camera", ["env=none", "offline.steps=-1"], "offline.steps=-1 (the command line) must be at least 0"),
     "act: backbone": ("camera", [*ACT, "policy.vision_backbone=vgg16"], "policy.vision_backbone=vgg16"),
     "act: ensemble": ("camera", [*ACT, "policy.temporal_ensemble_coeff=0.01"], "set policy.n_action_steps=1 (now 100)"),
     "act: chunk": (

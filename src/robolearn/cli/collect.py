@@ -16,12 +16,12 @@ from omegaconf import DictConfig
 from robolearn import __version__
 from robolearn.cli.entry import entry_point, exit_with
 from robolearn.config.compose import Job, compose, parse
+from robolearn.config.schema import CollectConfig, Positive
 from robolearn.errors import UserError
 from robolearn.system.paths import conf_dir
 
 log = logging.getLogger(__name__)
 
-AT_LEAST = {"episodes": 1, "seed": 0, "patience": 1, "action_noise": 0}
 PACKAGES = ("gymnasium", "gym-pusht", "pymunk", "gym-aloha", "gym-xarm", "mujoco", "dm-control", "numpy", "av")
 
 
@@ -31,12 +31,12 @@ class PolicyOptions:
 
     Args:
         path: A run's folder, one of its checkpoints, or a hub id; None for the demonstrator.
-        batch_size: VectorEnv side by side.
+        batch_size: Simulators side by side.
         use_async_envs: Give each simulator a process of its own.
     """
 
     path: str | None = None
-    batch_size: int = 10
+    batch_size: Positive = 10
     use_async_envs: bool = False
 
 
@@ -67,18 +67,10 @@ def check(job: Job) -> None:
     """
     from robolearn.collecting.collection import check_folder
     from robolearn.config.build import build
-    from robolearn.config.preflight import check_one_of, check_targets_of
+    from robolearn.config.preflight import check_values
 
     cfg = job.cfg
-    check_targets_of(job)
-    for key, least in AT_LEAST.items():
-        if cfg[key] < least:
-            raise UserError(f"{key}={cfg[key]}: it must be at least {least}.")
-    if cfg.workers is not None and cfg.workers < 1:
-        raise UserError(f"workers={cfg.workers}: it must be at least 1, or null for one a core.")
-    if cfg.policy.batch_size < 1:
-        raise UserError(f"policy.batch_size={cfg.policy.batch_size}: it must be at least 1.")
-    check_one_of("action_label", cfg.action_label, ("clean", "executed"))
+    check_values(job, CollectConfig)
     if cfg.env is None:
         raise UserError("env: there is no simulator to collect in; choose one with env=NAME.")
     if cfg.policy.path is None and cfg.demonstrator is None:

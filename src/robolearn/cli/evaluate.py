@@ -18,6 +18,7 @@ from omegaconf import DictConfig
 from robolearn.checkpoints.locate import is_lerobot_checkpoint, locate, policy_node, read_run
 from robolearn.cli.entry import entry_point, exit_with
 from robolearn.config.compose import CommandLine, Job, compose, parse
+from robolearn.config.schema import EvaluateConfig
 from robolearn.errors import UserError
 from robolearn.system.paths import conf_dir
 
@@ -103,15 +104,14 @@ def check(jobs: Sequence[Job]) -> None:
     import torch
 
     from robolearn.checkpoints.load import PretrainedCheckpoint
-    from robolearn.config.build import AMP, build, build_policy
+    from robolearn.config.build import build, build_policy
     from robolearn.config.devices import pick_device
-    from robolearn.config.preflight import check_one_of, check_targets_of
+    from robolearn.config.preflight import check_values
     from robolearn.envs import check_same_spec
 
     for job in jobs:
         cfg = job.cfg
-        check_targets_of(job)
-        check_one_of("amp_dtype", cfg.amp_dtype, AMP)
+        check_values(job, EvaluateConfig)
         if not job.is_remote:
             pick_device(cfg.device)
         if cfg.env is None:

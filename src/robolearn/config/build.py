@@ -16,12 +16,13 @@ from robolearn.checkpoints.load import PretrainedCheckpoint
 from robolearn.checkpoints.locate import locate, policy_node
 from robolearn.config.devices import pick_compile, pick_cuda_graph, pick_device, use_fast_kernels
 from robolearn.config.schema import CONFIG_ONLY_KEYS
+from robolearn.config.validate import check_targets, refuse
 from robolearn.data.loader import Loader
 from robolearn.data.offline_online_loader import OfflineOnlineLoader
 from robolearn.data.protocols import FrameDataset
 from robolearn.distributed.world import World
 from robolearn.envs import check_same_spec
-from robolearn.errors import UserError
+from robolearn.errors import UserError, one_line
 from robolearn.normalize import Normalizer
 from robolearn.policies.base import Policy
 from robolearn.rollouts.task_prompts import TaskEmbeddings, task_prompts
@@ -47,11 +48,12 @@ def build(key: str, cfg: DictConfig, *args: Any, **kwargs: Any) -> Any:
     """What the node of a key describes; the arguments are the code's share of a ``_partial_`` one.
 
     Raises:
-        UserError: The constructor refused a value.
+        UserError: A value is not of the type or range that the constructor's annotation says, or refused by it.
     """
     node = cfg[key]
     if node is None:
         return None
+    refuse(check_targets({key: OmegaConf.to_container(node, resolve=True)}))
     try:
         made = instantiate(node, _convert_="all")
         return made(*args, **kwargs) if args or kwargs else made
@@ -61,7 +63,7 @@ def build(key: str, cfg: DictConfig, *args: Any, **kwargs: Any) -> Any:
             raise _refused(key, cause) from error
         if cause is not None:
             raise cause from error
-        raise UserError(f"{key}: {' '.join(str(error).split())}") from error
+        raise UserError(f"{key}: {one_line(error)}.", key=key) from error
     except ValueError as error:
         raise _refused(key, error) from error
 
@@ -69,7 +71,7 @@ def build(key: str, cfg: DictConfig, *args: Any, **kwargs: Any) -> Any:
 def _refused(key: str, error: Exception) -> UserError:
     if isinstance(error, UserError):
         return error
-    return UserError(f"{key}: {' '.join(str(error).split()).rstrip('.')}.")
+    return UserError(f"{key}: {one_line(error)}.", key=key)
 
 
 def total_steps(cfg: DictConfig) -> int:
@@ -104,7 +106,9 @@ def build_policy(cfg: DictConfig, spec: Spec) -> Policy:
     node = {key: value for key, value in plain(cfg)["policy"].items() if key not in CONFIG_ONLY_KEYS["policy"]}
     policy = build("policy", OmegaConf.create({"policy": node}), spec=spec)
     if not isinstance(policy, Policy):
-        raise UserError(f"policy._target_={cfg.policy._target_}: this is no robolearn.policies.base.Policy.")
+        raise UserError(
+            f"policy._target_={cfg.policy._target_}: this is no robolearn.policies.base.Policy.", key="policy._target_"
+        )
     return policy
 
 

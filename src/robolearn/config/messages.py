@@ -356,10 +356,10 @@ def _wrong_type(typed: str, key: str, cause: BaseException) -> str:
 
 KINDS = {
     "bool": "true or false",
-    "Integer": "a whole number",
+    "Integer": "an integer",
     "Float": "a number",
     "Boolean": "true or false",
-    "String": "a text",
+    "String": "a string",
 }
 
 

@@ -2,18 +2,19 @@
 
 import json
 import warnings
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
-from robolearn.config.build import AMP, build, build_dataset, build_policy, plain, start_of, total_steps
+from robolearn.config.build import build, build_dataset, build_policy, plain, start_of, total_steps
 from robolearn.config.compose import Job
 from robolearn.config.devices import pick_device
-from robolearn.config.validate import check_targets
+from robolearn.config.schema import TrainConfig
+from robolearn.config.validate import check_roots, check_targets, refuse
 from robolearn.data.augment import ImageTransforms
 from robolearn.data.protocols import FrameDataset
 from robolearn.distributed.world import World
@@ -24,17 +25,6 @@ from robolearn.policies.base import Policy
 from robolearn.rollouts.task_prompts import TaskEmbeddings, task_prompts
 from robolearn.runs.run import Run
 from robolearn.training.optim import build_param_groups
-
-RESUME = ("auto", "never", "must")
-AT_LEAST = {
-    "batch_size": 1,
-    "gradient_accumulation_steps": 1,
-    "num_workers": 0,
-    "log_freq": 0,
-    "seed": 0,
-    "offline.steps": 0,
-    "online.steps": 0,
-}
 
 
 def check(jobs: Sequence[Job], ranks: World | None = None) -> None:
@@ -53,8 +43,7 @@ def check(jobs: Sequence[Job], ranks: World | None = None) -> None:
     ranks = ranks or World()
     for number, job in enumerate(jobs):
         try:
-            check_targets_of(job)
-            check_roots(job.cfg)
+            check_values(job, TrainConfig)
             processes = _processes(job, ranks)
             check_distributed(job.cfg, processes)
             if not job.is_remote:
@@ -102,46 +91,17 @@ def check_distributed(cfg: DictConfig, processes: int) -> None:
         raise UserError(f"cuda_graph=true: updates of {processes} processes are not captured; set cuda_graph=null.")
 
 
-def check_targets_of(job: Job) -> None:
-    """Compare a job's nodes with the signatures of what they name.
+def check_values(job: Job, schema: type) -> None:
+    """Compare a job's root keys with their schema, and its nodes with the signatures of what they name.
 
     Raises:
         UserError: They differ; the message tells the first difference and the keys of the others.
     """
-    messages = check_targets(job.cfg, lambda key: job.sources.origin(key, job.overrides))
-    if messages:
-        raise UserError(_sentence(messages))
 
+    def origin(key: str) -> str | None:
+        return job.sources.origin(key, job.overrides)
 
-def check_one_of(key: str, value: str, choices: Collection[str]) -> None:
-    """Refuse a value that is none of the choices.
-
-    Raises:
-        UserError: It is none of them.
-    """
-    if value not in choices:
-        raise UserError(f"{key}={value} is none of {', '.join(choices)}{did_you_mean(value, choices)}.")
-
-
-def _sentence(messages: list[str]) -> str:
-    rest = f" (and {len(messages) - 1} more: {'; '.join(m.partition(': ')[0] for m in messages[1:])})"
-    return messages[0] if len(messages) == 1 else messages[0].rstrip(".") + rest + "."
-
-
-def check_roots(cfg: DictConfig) -> None:
-    """Rules of the root keys.
-
-    Raises:
-        UserError: One is broken.
-    """
-    for key, least in AT_LEAST.items():
-        value = OmegaConf.select(cfg, key)
-        if value < least:
-            raise UserError(f"{key}={value}: it must be at least {least}.")
-    if cfg.grad_clip_norm is not None and cfg.grad_clip_norm <= 0:
-        raise UserError(f"grad_clip_norm={cfg.grad_clip_norm}: it must be positive, or null to clip nothing.")
-    check_one_of("amp_dtype", cfg.amp_dtype, AMP)
-    check_one_of("resume", cfg.resume, RESUME)
+    refuse([*check_roots(schema, job.cfg, origin), *check_targets(job.cfg, origin)])
 
 
 def check_folder(run: Run, resume: str) -> None:

@@ -1,11 +1,12 @@
-"""The configuration's root keys and their types.
+"""The configuration's root keys with their types and ranges; their values stand in the YAML files alone.
 
 Nothing here imports torch, so that ``--cfg`` and ``--help`` answer at once.
 """
 
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
 
+from annotated_types import Ge, Gt
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, ListConfig, OmegaConf
 
@@ -43,85 +44,90 @@ CONFIG_ONLY_KEYS: dict[str, frozenset[str]] = {"policy": frozenset({"path"})}
 """Keys of nodes that the code reads and what is built does not get: where the first weights come from."""
 
 
+NonNegative = Annotated[int, Ge(0)]
+Positive = Annotated[int, Ge(1)]
+AmpDtype = Annotated[str, Literal["bfloat16", "float16"]]  # OmegaConf knows no Literal, so it stands beside the type
+
+
 @dataclass
 class TrainConfig:
-    """Root keys of ``train.yaml`` and their types; the groups are checked against what they build."""
+    """Root keys of ``train.yaml``, which has their values; the groups are checked against what they build."""
 
-    seed: int = 1000
-    device: str | None = None
+    seed: NonNegative = MISSING
+    device: str | None = MISSING
     job_name: str = MISSING
     output_dir: str = MISSING
-    resume: str = "auto"
-    batch_size: int = 8
-    num_workers: int = 4
-    grad_clip_norm: float | None = 10.0
-    gradient_accumulation_steps: int = 1
-    use_amp: bool = False
-    amp_dtype: str = "bfloat16"
-    compile: bool | None = None
-    cuda_graph: bool | None = None
-    use_ema: bool = False
-    ema: Any = None
-    param_groups: dict[str, Any] = field(default_factory=dict)
-    log_freq: int = 200
-    eval_freq: int = 20000
-    save_freq: int = 20000
-    save_checkpoint: bool = True
-    checkpoints: Any = None
-    policy: Any = None
-    env: Any = None
-    dataset: Any = None
-    image_transforms: Any = None
-    optimizer: Any = None
-    scheduler: Any = None
-    offline: Any = None
-    online: Any = None
-    eval: Any = None
-    logger: Any = None
+    resume: Annotated[str, Literal["auto", "must", "never"]] = MISSING
+    batch_size: Positive = MISSING
+    num_workers: NonNegative = MISSING
+    grad_clip_norm: Annotated[float, Gt(0)] | None = MISSING
+    gradient_accumulation_steps: Positive = MISSING
+    use_amp: bool = MISSING
+    amp_dtype: AmpDtype = MISSING
+    compile: bool | None = MISSING
+    cuda_graph: bool | None = MISSING
+    use_ema: bool = MISSING
+    ema: Any = MISSING
+    param_groups: dict[str, Any] = MISSING
+    log_freq: NonNegative = MISSING
+    eval_freq: int = MISSING
+    save_freq: int = MISSING
+    save_checkpoint: bool = MISSING
+    checkpoints: Any = MISSING
+    policy: Any = MISSING
+    env: Any = MISSING
+    dataset: Any = MISSING
+    image_transforms: Any = MISSING
+    optimizer: Any = MISSING
+    scheduler: Any = MISSING
+    offline: Any = MISSING
+    online: Any = MISSING
+    eval: Any = MISSING
+    logger: Any = MISSING
 
 
 @dataclass
 class EvaluateConfig:
-    """Root keys of ``evaluate.yaml``; what the checkpoint's configuration gives comes on top."""
+    """Root keys of ``evaluate.yaml``, which has their values; those of the checkpoint's configuration go over them."""
 
     checkpoint: str = MISSING
-    download: bool = False
-    tokenizer: str | None = None
+    download: bool = MISSING
+    tokenizer: str | None = MISSING
     output_dir: str = MISSING
     job_name: str = MISSING
-    seed: int = 1000
-    device: str | None = None
-    use_amp: bool = False
-    amp_dtype: str = "bfloat16"
-    compile: bool = False
-    cuda_graph: bool | None = None
-    env: Any = None
-    eval: Any = None
-    policy: Any = None
-    dataset: Any = None
+    seed: NonNegative = MISSING
+    device: str | None = MISSING
+    use_amp: bool = MISSING
+    amp_dtype: AmpDtype = MISSING
+    compile: bool = MISSING
+    cuda_graph: bool | None = MISSING
+    env: Any = MISSING
+    eval: Any = MISSING
+    policy: Any = MISSING
+    dataset: Any = MISSING
 
 
 @dataclass
 class CollectConfig:
-    """Root keys of ``collect.yaml``."""
+    """Root keys of ``collect.yaml``, which has their values."""
 
     out: str = MISSING
-    episodes: int = 50
-    seed: int = 0
-    workers: int | None = None
-    keep_failures: bool = False
-    patience: int = 100
-    instruction: str | None = None
-    action_noise: float = 0.0
-    action_label: str = "clean"
-    video: bool = True
-    video_codec: str = "libx264"
-    video_crf: int = 18
-    policy: Any = None
-    device: str | None = None
-    env: Any = None
-    demonstrator: Any = None
-    dataset: Any = None
+    episodes: Positive = MISSING
+    seed: NonNegative = MISSING
+    workers: Positive | None = MISSING
+    keep_failures: bool = MISSING
+    patience: Positive = MISSING
+    instruction: str | None = MISSING
+    action_noise: Annotated[float, Ge(0)] = MISSING
+    action_label: Annotated[str, Literal["clean", "executed"]] = MISSING
+    video: bool = MISSING
+    video_codec: str = MISSING
+    video_crf: int = MISSING
+    policy: Any = MISSING
+    device: str | None = MISSING
+    env: Any = MISSING
+    demonstrator: Any = MISSING
+    dataset: Any = MISSING
 
 
 def register() -> None:

@@ -1,22 +1,69 @@
-"""The check of every node of a configuration against the signature of what it builds."""
+"""The check of a configuration against the signatures of what it builds, and of its root keys against their schema.
 
+Types and ranges are those of the annotations: ``int``, ``Literal["a", "b"]``, ``Annotated[int, Ge(1)]``. Pydantic
+compares; the sentences are ours.
+"""
+
+import functools
 import inspect
+import json
+import logging
 import sys
 import types
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from omegaconf import DictConfig, OmegaConf
 
 from robolearn.config.schema import CONFIG_GROUPS, CONFIG_ONLY_KEYS, RUNTIME_ARGS
-from robolearn.errors import UserError, did_you_mean
+from robolearn.errors import UserError, did_you_mean, one_line
+
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter
 
 Origin = Callable[[str], str | None]
 """Where a dotted key got its value: a file's name or "the command line"; None when unknown."""
 
 
-def check_targets(cfg: DictConfig | Mapping[str, Any], origin: Origin = lambda key: None) -> list[str]:
+def _unknown(key: str) -> None:
+    return None
+
+
+def refuse(errors: Sequence[UserError]) -> None:
+    """Raise the first of the errors, if there are any; its message names the keys of the others.
+
+    Raises:
+        UserError: There are some.
+    """
+    if not errors:
+        return
+    first, *others = errors
+    if not others:
+        raise first
+    keys = "; ".join(str(error.key) for error in others)
+    raise UserError(f"{str(first).rstrip('.')} (and {len(others)} more: {keys}).", key=first.key)
+
+
+def check_roots(schema: type, cfg: DictConfig | Mapping[str, Any], origin: Origin = _unknown) -> list[UserError]:
+    """Compare the root keys with the annotations of a schema.
+
+    Args:
+        schema: A dataclass of `robolearn.config.schema`.
+        cfg: The composed configuration.
+        origin: Tells where a key came from, for the messages.
+    """
+    hints, tree = typing.get_type_hints(schema, include_extras=True), _tree(cfg)
+    found = (check_value(key, value, _choice(hints[key]), None, origin) for key, value in tree.items() if key in hints)
+    return [error for error in found if error]
+
+
+def _choice(hint: Any) -> Any:
+    """A Literal among an annotation's metadata in the place of the type that OmegaConf needs to see."""
+    return next((extra for extra in getattr(hint, "__metadata__", ()) if typing.get_origin(extra) is Literal), hint)
+
+
+def check_targets(cfg: DictConfig | Mapping[str, Any], origin: Origin = _unknown) -> list[UserError]:
     """Compare every node that names a ``_target_`` with the signature of what it names.
 
     Args:
@@ -24,22 +71,24 @@ def check_targets(cfg: DictConfig | Mapping[str, Any], origin: Origin = lambda k
         origin: Tells where a key came from, for the messages.
 
     Returns:
-        A sentence for each key the target does not take, each value of another type than annotated, each required
-        argument that is missing, each target that cannot be imported, and each group without a target.
+        An error for each key the target does not take, each value of another type or range than annotated, each
+        required argument that is missing, each target that cannot be imported, and each group without a target.
     """
-    tree = OmegaConf.to_container(cfg, resolve=True) if isinstance(cfg, DictConfig) else cfg
-    messages = []
+    tree = _tree(cfg)
+    errors = []
     for key in CONFIG_GROUPS:
-        node = tree.get(key)  # type: ignore[union-attr]
+        node = tree.get(key)
         if node is not None and not (isinstance(node, dict) and "_target_" in node):
             first = f"{key}.{next(iter(node))}" if isinstance(node, dict) and node else key
-            messages.append(
-                f"{_place(first, origin)}: {key} has no _target_, which names the class to build; choose an option "
-                f"with {key}=NAME."
-            )
+            message = f"{_place(first, origin)}: {key} has no _target_, which names the class to build"
+            errors.append(UserError(message, key=key, fix=f"choose an option with {key}=NAME"))
     for key, node in _targets("", tree):
-        messages += _check_node(key, node, origin)
-    return messages
+        errors += _check_node(key, node, origin)
+    return errors
+
+
+def _tree(cfg: DictConfig | Mapping[str, Any]) -> Mapping[str, Any]:
+    return OmegaConf.to_container(cfg, resolve=True) if isinstance(cfg, DictConfig) else cfg  # type: ignore[return-value]
 
 
 def _targets(key: str, node: Any) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -58,40 +107,44 @@ def _place(key: str, origin: Origin) -> str:
     return f"{key} ({source})" if source else key
 
 
-def _check_node(key: str, node: dict[str, Any], origin: Origin) -> list[str]:
+def _check_node(key: str, node: dict[str, Any], origin: Origin) -> list[UserError]:
     try:
         target = find_target(f"{key}._target_", node["_target_"], origin)
     except UserError as error:
-        return [str(error)]
+        return [error]
     try:
         signature = inspect.signature(target, eval_str=True)
     except NameError:
         signature = inspect.signature(target)
-    except (TypeError, ValueError):  # some targets written in C tell nothing about their arguments
+    except (TypeError, ValueError):  # some targets written in C have no signature
         return []
     name = node["_target_"].rpartition(".")[2]
     supplied = RUNTIME_ARGS.get(key, frozenset())
     parameters = {p.name: p for p in signature.parameters.values() if p.kind is not p.VAR_POSITIONAL}
     takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     accepted = [p.name for p in parameters.values() if p.kind is not p.VAR_KEYWORD and p.name not in supplied]
-    messages = []
+    errors = []
     for argument, value in node.items():
         path = f"{key}.{argument}"
         if (argument.startswith("_") and argument.endswith("_")) or argument in CONFIG_ONLY_KEYS.get(key, ()):
             continue
         if argument in supplied:
-            messages.append(f"{_place(path, origin)}: {name} gets '{argument}' from the run, so remove this key.")
+            message = f"{_place(path, origin)}: {name} gets '{argument}' from the run, so remove this key."
+            errors.append(UserError(message, key=path))
         elif argument in accepted:
-            messages += _check_value(path, value, parameters[argument].annotation, name, origin)
+            if error := check_value(path, value, parameters[argument].annotation, name, origin):
+                errors.append(error)
         elif not takes_any:
-            messages.append(f"{_place(path, origin)}: {name} takes no '{argument}'{did_you_mean(argument, accepted)}.")
+            message = f"{_place(path, origin)}: {name} takes no '{argument}'{did_you_mean(argument, accepted)}."
+            errors.append(UserError(message, key=path))
     for argument in accepted:
         if parameters[argument].default is inspect.Parameter.empty and argument not in node and "_args_" not in node:
-            messages.append(f"{key}.{argument}: {name} needs '{argument}'; add +{key}.{argument}=VALUE.")
-    return messages
+            path = f"{key}.{argument}"
+            errors.append(UserError(f"{path}: {name} needs '{argument}'; add +{path}=VALUE.", key=path))
+    return errors
 
 
-def find_target(key: str, target: Any, origin: Origin = lambda key: None) -> Callable[..., Any]:
+def find_target(key: str, target: Any, origin: Origin = _unknown) -> Callable[..., Any]:
     """What a ``_target_`` names.
 
     Args:
@@ -102,24 +155,30 @@ def find_target(key: str, target: Any, origin: Origin = lambda key: None) -> Cal
     Raises:
         UserError: It cannot be imported, or Hydra refuses it.
     """
-    from hydra._internal.utils import _locate
+    from hydra.utils import get_object
 
-    source = origin(key)
-    place = f"{key}={target} ({source})" if source else f"{key}={target}"
+    logging.getLogger("hydra.utils").setLevel(logging.CRITICAL)  # it would log the error below as well
+    place = _given(key, target, origin)
     try:
-        found = _locate(target)
+        found = get_object(target)
     except Exception as error:  # importing a user's module may raise anything, and all of it means the same here
         cause: BaseException = error
         while cause.__cause__ is not None:
             cause = cause.__cause__
-        reason = _misspelt(target) or " ".join(str(cause).split()) or type(cause).__name__
         raise UserError(
-            f"{place} cannot be imported: {reason.rstrip('.')}; give a dotted name of a class or function that Python "
-            "finds (set PYTHONPATH to the folder of a module of your own)."
+            f"{place} cannot be imported: {_misspelt(target) or one_line(cause)}",
+            key=key,
+            fix="give a dotted name of a class or function that Python finds (set PYTHONPATH to the folder of a module "
+            "of your own)",
         ) from error
     if not callable(found):
-        raise UserError(f"{place} is neither a class nor a function.")
+        raise UserError(f"{place} is neither a class nor a function.", key=key)
     return found
+
+
+def _given(key: str, value: Any, origin: Origin) -> str:
+    source = origin(key)
+    return f"{key}={_yaml(value)} ({source})" if source else f"{key}={_yaml(value)}"
 
 
 def _misspelt(target: str) -> str | None:
@@ -131,53 +190,84 @@ def _misspelt(target: str) -> str | None:
     return f"{module} has no '{name}'{did_you_mean(name, vars(found))}"
 
 
-def _check_value(path: str, value: Any, annotation: Any, name: str, origin: Origin) -> list[str]:
-    if annotation is inspect.Parameter.empty or isinstance(annotation, str) or _builds(value):
-        return []
-    if matches(value, annotation):
-        return []
-    text = f"'{value}'" if isinstance(value, str) else "null" if value is None else _yaml(value)
-    near = did_you_mean(str(value), [str(choice) for choice in _choices(annotation)])
-    return [f"{_place(path, origin)}: {name} takes {describe(annotation)}, not {text}{near}."]
+def check_value(
+    key: str, value: Any, annotation: Any, taker: str | None = None, origin: Origin = _unknown
+) -> UserError | None:
+    """Compare one value from YAML with an annotation.
+
+    Args:
+        key: Its dotted key.
+        value: In plain containers.
+        annotation: Of the argument or root key that gets it. One that Pydantic cannot handle allows everything.
+        taker: What takes it, for the message.
+        origin: For the message.
+
+    Returns:
+        What is wrong with the value, if anything is: its type, or what it is out of range of.
+    """
+    if annotation is inspect.Parameter.empty or isinstance(annotation, str) or _is_built(value):
+        return None
+    from pydantic import ValidationError
+
+    try:
+        adapter = _adapter(annotation)
+    except Exception:  # an annotation of a user's may be anything
+        return None
+    try:
+        # As JSON: what YAML writes as a list may become a tuple, and true is no integer.
+        adapter.validate_json(json.dumps(value, default=str))
+    except ValidationError as error:
+        details = error.errors(include_url=False)
+        for detail in details:
+            if detail["type"] in BOUNDS:
+                path, part = _within(key, value, detail["loc"])
+                bound = BOUNDS[detail["type"]].format(**{name: _short(x) for name, x in detail.get("ctx", {}).items()})
+                null = ", or null" if path == key and type(None) in _alternatives(annotation) else ""
+                return UserError(f"{_given(path, part, origin)} must be {bound}{null}.", key=path)
+        given = f"'{value}'" if isinstance(value, str) else _yaml(value)
+        near = did_you_mean(str(value), [str(choice) for choice in _choices(annotation)])
+        takes = f"{_place(key, origin)}: {taker} takes" if taker else f"{_place(key, origin)} takes"
+        return UserError(f"{takes} {describe(annotation)}, not {given}{near}.", key=key)
+    return None
+
+
+@functools.cache
+def _adapter(annotation: Any) -> "TypeAdapter[Any]":
+    from pydantic import ConfigDict, TypeAdapter
+
+    return TypeAdapter(annotation, config=ConfigDict(strict=True, arbitrary_types_allowed=True))
+
+
+def _within(key: str, value: Any, location: Sequence[int | str]) -> tuple[str, Any]:
+    """The dotted key and the value of an element; parts of a location that only name a type are passed over."""
+    for part in location:
+        if isinstance(value, list) and isinstance(part, int):
+            key, value = f"{key}[{part}]", value[part]
+        elif isinstance(value, dict) and part in value:
+            key, value = f"{key}.{part}", value[part]
+    return key, value
+
+
+def _short(number: Any) -> Any:
+    return f"{number:g}" if isinstance(number, float) else number
 
 
 def _yaml(value: Any) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def _builds(value: Any) -> bool:
+def _is_built(value: Any) -> bool:
     """Whether the value holds nodes that become objects before the target gets them."""
     return next(_targets("", value), None) is not None
 
 
-def matches(value: Any, annotation: Any) -> bool:
-    """Whether a value from YAML (lists, no tuples) may be given where the annotation stands."""
-    from typeguard import CollectionCheckStrategy, TypeCheckError, check_type
-
-    for candidate in (value, _as_tuples(value)):
-        try:
-            check_type(candidate, annotation, collection_check_strategy=CollectionCheckStrategy.ALL_ITEMS)
-        except TypeCheckError:
-            continue
-        # To Python true is an int and a text a sequence of texts; to a user they are not.
-        return type(value) not in (bool, str) or _takes(type(value), annotation)
-    return False
-
-
-def _as_tuples(value: Any) -> Any:
-    return tuple(_as_tuples(item) for item in value) if isinstance(value, list) else value
-
-
 def _alternatives(annotation: Any) -> tuple[Any, ...]:
     origin = typing.get_origin(annotation)
+    if origin is Annotated:
+        return _alternatives(typing.get_args(annotation)[0])
     if origin in (typing.Union, types.UnionType):
         return tuple(leaf for option in typing.get_args(annotation) for leaf in _alternatives(option))
     return (annotation,)
-
-
-def _takes(kind: type, annotation: Any) -> bool:
-    named = any(option in (kind, Any, object) for option in _alternatives(annotation))
-    return named or any(type(choice) is kind for choice in _choices(annotation))
 
 
 def _choices(annotation: Any) -> list[Any]:
@@ -189,17 +279,29 @@ def _choices(annotation: Any) -> list[Any]:
     ]
 
 
+BOUNDS = {
+    "greater_than_equal": "at least {ge}",
+    "greater_than": "greater than {gt}",
+    "less_than_equal": "at most {le}",
+    "less_than": "less than {lt}",
+    "multiple_of": "a multiple of {multiple_of}",
+    "finite_number": "finite",
+    "string_too_short": "a string of at least {min_length} characters",
+    "too_short": "a list of at least {min_length} items",
+}
+"""What a value must be, by Pydantic's type of error."""
+
 WORDS: dict[Any, tuple[str, str]] = {
-    int: ("a whole number", "whole numbers"),
+    int: ("an integer", "integers"),
     float: ("a number", "numbers"),
-    str: ("a text", "texts"),
+    str: ("a string", "strings"),
     bool: ("true or false", "true or false"),
     type(None): ("null", "null"),
 }
 
 
 def describe(annotation: Any, plural: bool = False) -> str:
-    """The values an annotation allows, in a user's words: ``a list of whole numbers or null``."""
+    """The values an annotation allows, in a user's words: ``a list of integers or null``."""
     options = _alternatives(annotation)
     plain = [option for option in options if option in WORDS or typing.get_origin(option)]
     options = plain or options  # of torch's float | Tensor, a file can only hold the number
