@@ -6,9 +6,10 @@ from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Protocol, cast
+from typing import Annotated, Any, Protocol, cast
 
 import torch
+from annotated_types import Ge
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
@@ -27,7 +28,6 @@ from robolearn.checkpoints.store import (
 )
 from robolearn.distributed.world import World
 from robolearn.episodes import RolloutInterrupted
-from robolearn.errors import UserError
 from robolearn.normalize import Normalizer
 from robolearn.policies.base import Policy
 from robolearn.rollouts.evaluation import Evaluator
@@ -52,11 +52,7 @@ class Phase:
         steps: Its updates.
     """
 
-    steps: int
-
-    def __post_init__(self) -> None:
-        if self.steps < 0:
-            raise UserError(f"steps={self.steps} must not be negative.")
+    steps: Annotated[int, Ge(0)]
 
 
 class BatchStream(Protocol):
