@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from fakes import lerobot
-from policies.test_parity import ACT, DIFFUSION, PI0, TDMPC, VQBET, parity
+from fakes.parity import ACT, DIFFUSION, PI0, TDMPC, VQBET, parity
 from safetensors.torch import load_file, save_file
 
 from robolearn.checkpoints import locate

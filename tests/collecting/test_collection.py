@@ -11,11 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import processes
 import pyarrow.parquet as pq
 import pytest
 import torch
-from fakes import collecting
+from fakes import collecting, processes
 from fakes.datasets import write_dataset
 
 from robolearn.cli.collect import main

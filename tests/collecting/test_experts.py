@@ -3,9 +3,9 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import processes
 import pytest
 import shapely
+from fakes import processes
 
 from robolearn.collecting.experts import AlohaInsertionDemonstrator, AlohaTransferCubeDemonstrator, PushTDemonstrator
 from robolearn.collecting.experts.path_planning import shortest_way

@@ -7,8 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-import processes
 import pytest
+from fakes import processes
 
 SLOW_IMPORTS = ("torch", "diffusers", "transformers", "datasets", "gymnasium", "av")
 PROBE = """

@@ -9,9 +9,9 @@ import venv
 from collections.abc import Callable
 from pathlib import Path
 
-import processes
 import pytest
 import yaml
+from fakes import processes
 from fakes.line_env import FILES, SMALL
 
 from robolearn.runs.run import status

@@ -5,9 +5,9 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import processes
 import pytest
 import torch
+from fakes import processes
 from fakes.datasets import TASK, read_rows, write_dataset
 from safetensors.torch import load_file, save_file
 

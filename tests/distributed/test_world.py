@@ -8,9 +8,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import processes
 import pytest
 import torch
+from fakes import processes
 from fakes.cli import metrics, run
 from fakes.datasets import write_dataset
 from fakes.world import MADE, together

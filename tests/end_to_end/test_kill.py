@@ -7,9 +7,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import processes
 import pytest
 import torch
+from fakes import processes
 from fakes.datasets import write_dataset
 from fakes.training import Line, trained
 

@@ -4,9 +4,8 @@ import json
 import sys
 from pathlib import Path
 
-import processes
 import pytest
-from fakes import lerobot
+from fakes import lerobot, processes
 from fakes.cli import ROOT, metrics, run
 from fakes.datasets import write_dataset
 

@@ -3,21 +3,15 @@ import os
 import sys
 
 import numpy as np
-import processes
 import pytest
 import torch
-from fakes import fake_env
+from fakes import fake_env, processes
+from fakes.errors import message
+from fakes.fake_env import reach_env
 from hydra.utils import instantiate
 
 from robolearn.envs import EnvFactory, PushT, check_same_spec
-from robolearn.errors import UserError
 from robolearn.types import Feature, Spec
-
-
-def toy(**options) -> EnvFactory:
-    kwargs = {key: options.pop(key) for key in list(options) if key in ("crash_in", "crash_at", "reports", "image")}
-    options = {"features_map": fake_env.FEATURES, "package": "fakes.fake_env", "episode_length": 20, **options}
-    return EnvFactory("fake_env/Reach-v0", fps=10, kwargs=kwargs, **options)
 
 
 @pytest.mark.pusht
@@ -88,15 +82,15 @@ def test_an_own_environment_needs_a_config_only():
 
 
 def test_nested_and_left_out_observations():
-    assert set(toy().spec.observation) == {"observation.state", "observation.images.top"}
-    without = toy(features_map={**fake_env.FEATURES, "pixels/top": None})
+    assert set(reach_env().spec.observation) == {"observation.state", "observation.images.top"}
+    without = reach_env(features_map={**fake_env.FEATURES, "pixels/top": None})
     assert list(without.spec.observation) == ["observation.state"]
-    assert toy(image=(3, 6, 8)).spec.observation["observation.images.top"].shape == (3, 6, 8)
+    assert reach_env(image=(3, 6, 8)).spec.observation["observation.images.top"].shape == (3, 6, 8)
 
 
 @pytest.mark.parametrize("use_async", [False, True])
 def test_a_finished_simulator_is_left_alone_until_its_reset(use_async):
-    env = toy().make_vec(2, use_async)
+    env = reach_env().make_vec(2, use_async)
     try:
         env.reset(seed=[0, 1])
         actions = np.array([[2, 0], [0.01, 0]], np.float32)
@@ -118,7 +112,7 @@ def test_a_finished_simulator_is_left_alone_until_its_reset(use_async):
 
 
 def test_an_idle_place_runs_nothing():
-    env = toy().make_vec(2)
+    env = reach_env().make_vec(2)
     env.set_attr("idle", [False, True])
     env.reset(seed=[0, 0])
     _, _, _, truncated, _ = env.step(np.zeros((2, 2), np.float32))
@@ -136,7 +130,7 @@ def test_workers_do_not_import_torch():
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_workers_survive_the_signals_of_a_cluster_and_end_with_the_vector():
-    env = toy().make_vec(2, use_async=True)
+    env = reach_env().make_vec(2, use_async=True)
     env.reset(seed=[0, 1])
     numbers = [process.pid for process in env.processes]
     for number in numbers:
@@ -148,14 +142,6 @@ def test_workers_survive_the_signals_of_a_cluster_and_end_with_the_vector():
 
 
 # What users get wrong
-
-
-def message(call) -> str:
-    with pytest.raises(UserError) as caught:
-        call()
-    text = str(caught.value)
-    assert "\n" not in text
-    return text
 
 
 def test_values_are_checked_before_anything_is_imported():
@@ -173,20 +159,20 @@ def test_an_unknown_task_names_the_nearest():
 
 
 def test_a_refused_argument_shows_what_the_environment_said():
-    text = message(lambda: toy(obs_type="boht").spec)
+    text = message(lambda: reach_env(obs_type="boht").spec)
     assert "ValueError: obs_type boht is not known" in text
     assert "obs_type=boht" in text
     assert "friction" in message(lambda: EnvFactory("fake_env/Reach-v0", 10, 10, {}, kwargs={"friction": 1}).spec)
 
 
 def test_features_map_mistakes_name_the_key():
-    assert "'pixels/top'" in message(lambda: toy(features_map={"agent_pos": "observation.state"}).spec)
+    assert "'pixels/top'" in message(lambda: reach_env(features_map={"agent_pos": "observation.state"}).spec)
     wrong = {"agent_pos": "state", "pixels/top": None}
-    assert "env.features_map.agent_pos=state" in message(lambda: toy(features_map=wrong).spec)
+    assert "env.features_map.agent_pos=state" in message(lambda: reach_env(features_map=wrong).spec)
     twice = {"agent_pos": "observation.state", "pixels/top": "observation.state"}
-    assert "twice" in message(lambda: toy(features_map=twice).spec)
+    assert "twice" in message(lambda: reach_env(features_map=twice).spec)
     image = {"agent_pos": "observation.image", "pixels/top": None}
-    assert "uint8" in message(lambda: toy(features_map=image).spec)
+    assert "uint8" in message(lambda: reach_env(features_map=image).spec)
 
 
 def test_a_missing_package_gives_the_command():
@@ -207,7 +193,7 @@ def test_a_missing_library_gives_the_command(monkeypatch, library, packages):
 
 
 def test_a_missing_success_names_the_key():
-    env = toy(reports="solved").make_vec(1)
+    env = reach_env(reports="solved").make_vec(1)
     env.reset(seed=[0])
     text = message(lambda: env.step(np.zeros((1, 2), np.float32)))
     env.close()
@@ -224,7 +210,7 @@ def test_a_missing_success_names_the_key():
     ],
 )
 def test_a_crash_names_the_simulator_the_seed_and_the_step(use_async, crash_in, words):
-    env = toy(crash_in=crash_in).make_vec(1, use_async)
+    env = reach_env(crash_in=crash_in).make_vec(1, use_async)
 
     def run() -> None:
         env.reset(seed=[5])
@@ -290,7 +276,7 @@ def test_the_spec_of_the_recorded_datasets_fits(shared):
 
 def test_torch_is_not_touched_by_a_simulator():
     before = torch.random.get_rng_state()
-    env = toy().make_vec(1)
+    env = reach_env().make_vec(1)
     env.reset(seed=[0])
     env.close()
     assert torch.equal(before, torch.random.get_rng_state())

@@ -6,8 +6,8 @@ from ctypes.util import find_library
 from pathlib import Path
 
 import numpy as np
-import processes
 import pytest
+from fakes import processes
 
 from robolearn.envs import Aloha, EnvFactory, PushT, Xarm, check_same_spec
 from robolearn.envs.factory import open_simulator

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import processes
+from fakes import processes
 
 ROOT = Path(__file__).resolve().parents[2]
 

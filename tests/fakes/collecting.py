@@ -1,4 +1,4 @@
-"""What robolearn-collect runs on in tests: the toy simulator and its demonstrator, as configuration files."""
+"""What robolearn-collect runs on in tests: the fake simulator and its demonstrator, as configuration files."""
 
 from pathlib import Path
 

@@ -2,12 +2,14 @@
 
 import os
 import time
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
 from robolearn.collecting.experts import Demonstrator
+from robolearn.envs import EnvFactory
 
 
 class Reach(gym.Env):
@@ -78,6 +80,13 @@ class Reach(gym.Env):
 gym.register("fake_env/Reach-v0", entry_point="fakes.fake_env:Reach", max_episode_steps=300)
 
 FEATURES = {"agent_pos": "observation.state", "pixels/top": "observation.images.top"}
+
+
+def reach_env(**options: Any) -> EnvFactory:
+    """What an `env` file with `Reach` builds; options of `Reach` and of `EnvFactory`."""
+    kwargs = {key: options.pop(key) for key in list(options) if key in ("crash_in", "crash_at", "reports", "image")}
+    options = {"features_map": FEATURES, "package": "fakes.fake_env", "episode_length": 20, **options}
+    return EnvFactory("fake_env/Reach-v0", fps=10, kwargs=kwargs, **options)
 
 
 class Forward:

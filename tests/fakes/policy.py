@@ -33,7 +33,7 @@ def spec(cameras: int = 0, state: bool = True, environment: bool = False, size: 
 
 
 def diffusion(of: Spec, **options: Any) -> DiffusionPolicy:
-    """The toy sizes, with some options changed."""
+    """The tiny sizes, with some options changed."""
     return DiffusionPolicy(of, **(SIZES | options))
 
 

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from policies.test_tdmpc import CHUNK, given, tdmpc
-from policies.test_vqbet import vqbet
 
 from fakes.pi0 import make_batch, make_policy
 from fakes.policy import batch, diffusion, spec
+from fakes.tdmpc import CHUNK, reward_batch, tdmpc
+from fakes.vqbet import vqbet
 from robolearn import rng
 from robolearn.cli import train as cli
 from robolearn.distributed.world import World
@@ -51,7 +51,7 @@ def two_phases() -> tuple[Policy, Batch]:
 def world_model() -> tuple[Policy, Batch]:
     of = spec(cameras=1, size=64)
     policy = tdmpc(of, **CHUNK, q_ensemble_size=5)
-    one, other = given(policy, of), given(policy, of)
+    one, other = reward_batch(policy, of), reward_batch(policy, of)
     return policy, {key: torch.cat([value, other[key][:1]]) for key, value in one.items()}
 
 

@@ -35,7 +35,7 @@ SIZES: dict[str, Any] = {
 
 
 def act(of: Spec, **options: Any) -> ActPolicy:
-    """The toy sizes, with some options changed."""
+    """The tiny sizes, with some options changed."""
     return ActPolicy(of, **(SIZES | options))
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from fakes.policy import ACTION_DIM, batch, spec
+from fakes.tdmpc import CHUNK, SIZES, reward_batch, tdmpc
 
 from robolearn.agent import Agent
 from robolearn.errors import UserError
@@ -18,42 +19,6 @@ from robolearn.policies.tdmpc.tdmpc import TdmpcPolicy, shift_images
 from robolearn.types import Batch, Feature, Spec, Window
 
 KEYPOINTS = spec(environment=True)
-
-SIZES: dict[str, Any] = {
-    "horizon": 4,
-    "image_encoder_hidden_dim": 4,
-    "state_encoder_hidden_dim": 8,
-    "latent_dim": 6,
-    "mlp_dim": 12,
-    "cem_iterations": 3,
-    "n_gaussian_samples": 10,
-    "n_pi_samples": 3,
-    "n_elites": 4,
-}
-CHUNK = {"n_action_repeats": 1, "n_action_steps": 3}
-
-
-def tdmpc(of: Spec, **options: Any) -> TdmpcPolicy:
-    """The toy sizes, with some options changed; all weights are random, also those that start at 0."""
-    torch.manual_seed(0)
-    policy = TdmpcPolicy(of, **(SIZES | options))
-    with torch.no_grad():
-        for weights in policy.parameters():
-            weights.add_(0.1 * torch.randn_like(weights))
-    return policy
-
-
-def given(policy: TdmpcPolicy, of: Spec, device: str = "cpu") -> Batch:
-    """A batch with rewards, whose first sample ends in padding."""
-    tensors = batch(policy, of, device=device)
-    frames = len(policy.window.observation)
-    padded = torch.zeros(3, frames, dtype=torch.bool)
-    padded[0, -3:] = True
-    tensors |= {f"{key}_is_pad": padded.to(device) for key in of.observation}
-    rewards = torch.rand(3, frames - 1, generator=torch.Generator().manual_seed(6))
-    tensors["next.reward"] = rewards.to(device)
-    tensors["next.reward_is_pad"] = tensors["action_is_pad"]
-    return tensors
 
 
 def observed(policy: TdmpcPolicy, of: Spec) -> Batch:
@@ -114,7 +79,7 @@ def test_refuses_what_it_cannot_see(of: Spec, message: str) -> None:
 def test_refuses_a_dataset_without_rewards() -> None:
     policy = tdmpc(KEYPOINTS)
     with pytest.raises(UserError, match=r"the dataset has no next.reward"):
-        policy.loss({key: value for key, value in given(policy, KEYPOINTS).items() if key != "next.reward"})
+        policy.loss({key: value for key, value in reward_batch(policy, KEYPOINTS).items() if key != "next.reward"})
 
 
 def test_window_looks_ahead() -> None:
@@ -152,7 +117,7 @@ def test_learns_and_acts_with(options: dict[str, Any]) -> None:
 
 
 def learns_and_acts(policy: TdmpcPolicy, of: Spec) -> None:
-    loss, _ = policy.loss(given(policy, of) | {"task_index": torch.zeros(3)})
+    loss, _ = policy.loss(reward_batch(policy, of) | {"task_index": torch.zeros(3)})
     loss.backward()
     assert loss.isfinite()
     assert all(p.grad is not None for p in policy.model.parameters())
@@ -169,7 +134,7 @@ def learns_and_acts(policy: TdmpcPolicy, of: Spec) -> None:
 def test_computes_in_bfloat16() -> None:
     policy = tdmpc(spec(cameras=1))
     with torch.autocast("cpu", torch.bfloat16):
-        loss, _ = policy.loss(given(policy, spec(cameras=1)))
+        loss, _ = policy.loss(reward_batch(policy, spec(cameras=1)))
         actions = policy.act(observed(policy, spec(cameras=1)))
     assert loss.isfinite()
     assert actions.isfinite().all()
@@ -189,7 +154,7 @@ def test_a_fresh_model_expects_nothing() -> None:
 
 def test_padding_does_not_count() -> None:
     policy = tdmpc(KEYPOINTS)
-    batches = given(policy, KEYPOINTS)
+    batches = reward_batch(policy, KEYPOINTS)
     changed = {key: value.clone() for key, value in batches.items()}
     for key in ("observation.state", "action", "next.reward"):
         changed[key][0, -3:] += 1
@@ -202,7 +167,7 @@ def test_padding_does_not_count() -> None:
 
 def test_the_loss_is_the_weighted_sum_of_its_parts() -> None:
     policy = tdmpc(KEYPOINTS, reward_coeff=2.0, value_coeff=3.0, consistency_coeff=5.0, pi_coeff=7.0)
-    loss, parts = policy.loss(given(policy, KEYPOINTS))
+    loss, parts = policy.loss(reward_batch(policy, KEYPOINTS))
     values = 3 * (parts["Q_value_loss"] + parts["V_value_loss"])
     expected = 5 * parts["consistency_loss"] + 2 * parts["reward_loss"] + values + 7 * parts["pi_loss"]
     torch.testing.assert_close(loss.detach(), expected)
@@ -212,7 +177,7 @@ def test_the_loss_is_the_weighted_sum_of_its_parts() -> None:
 def test_the_batch_is_not_changed(training: bool) -> None:
     of = spec(cameras=1, environment=True)
     policy = tdmpc(of)
-    tensors = given(policy, of) if training else observed(policy, of)
+    tensors = reward_batch(policy, of) if training else observed(policy, of)
     before = {key: value.clone() for key, value in tensors.items()}
     policy.loss(tensors) if training else policy.act(tensors)
     assert tensors.keys() == before.keys()
@@ -224,7 +189,7 @@ def test_the_loss_needs_no_value_on_the_host() -> None:
     of = spec(cameras=1, environment=True)
     with torch.device("meta"):
         policy = TdmpcPolicy(of, **SIZES)
-    loss, metrics = policy.loss(given(policy, of, device="meta"))
+    loss, metrics = policy.loss(reward_batch(policy, of, device="meta"))
     loss.backward()
     assert loss.shape == ()
     assert not any(value.requires_grad for value in metrics.values())

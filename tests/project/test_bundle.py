@@ -3,8 +3,8 @@
 import sys
 from pathlib import Path
 
-import processes
 import pytest
+from fakes import processes
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
 import bundle

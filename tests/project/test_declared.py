@@ -35,7 +35,7 @@ def imported(file: Path) -> Iterator[str]:
 
 
 def test_every_import_is_of_a_dependency() -> None:
-    ours = {file.stem for file in CODE} | {"robolearn", "hydra_plugins"}
+    ours = {file.stem for file in CODE} | {"robolearn", "hydra_plugins", "fakes"}
     known = ours | sys.stdlib_module_names | OPTIONAL
     distributions, allowed = packages_distributions(), declared()
     strangers = {

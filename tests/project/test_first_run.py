@@ -4,8 +4,8 @@ import os
 import sys
 from pathlib import Path
 
-import processes
 import pytest
+from fakes import processes
 
 ROOT = Path(__file__).parents[2]
 

@@ -5,11 +5,11 @@ import sys
 from pathlib import Path
 from subprocess import CompletedProcess
 
-import processes
 import pytest
 import torch
 import torchvision
 from end_to_end.test_pi0_end_to_end import TINY
+from fakes import processes
 from fakes.datasets import write_dataset
 from fakes.pi0 import write_tokenizer
 

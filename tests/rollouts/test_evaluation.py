@@ -5,8 +5,9 @@ import av
 import numpy as np
 import pytest
 import torch
-from envs.test_factory import message, toy
 from fakes import fake_env
+from fakes.errors import message
+from fakes.fake_env import reach_env
 
 from robolearn.envs import PushT
 from robolearn.episodes import RolloutInterrupted
@@ -16,7 +17,7 @@ from robolearn.rollouts.video_recorder import grid, mp4, shrink
 
 def evaluate(tmp_path, agent=None, simulator=None, **options):
     options = {"n_episodes": 6, "batch_size": 3, "seed": 40, "n_videos": 0, **options}
-    return Evaluator(simulator or toy(episode_length=6), **options)(agent or fake_env.Forward(), tmp_path)
+    return Evaluator(simulator or reach_env(episode_length=6), **options)(agent or fake_env.Forward(), tmp_path)
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 3, 5])
@@ -46,7 +47,7 @@ def test_scalars_are_means_over_the_rows(tmp_path):
 
 
 def test_no_success_rate_where_none_is_known(tmp_path):
-    result = evaluate(tmp_path, simulator=toy(episode_length=5, success_key=None))
+    result = evaluate(tmp_path, simulator=reach_env(episode_length=5, success_key=None))
     assert "success_rate" not in result.scalars
     assert result.episodes[0]["success"] is None
 
@@ -79,9 +80,9 @@ def test_randomness_is_left_alone_and_depends_on_the_seed_only(tmp_path):
 
 def test_randomness_is_left_alone_by_an_evaluation_that_fails(tmp_path):
     before = torch.random.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()
-    message(lambda: evaluate(tmp_path, simulator=toy(crash_in="step")))
+    message(lambda: evaluate(tmp_path, simulator=reach_env(crash_in="step")))
     with pytest.raises(RolloutInterrupted):
-        Evaluator(toy(), 2, 2, n_videos=1)(fake_env.Noisy(), tmp_path, stop=lambda: True)
+        Evaluator(reach_env(), 2, 2, n_videos=1)(fake_env.Noisy(), tmp_path, stop=lambda: True)
     assert torch.equal(before[0], torch.random.get_rng_state())
     assert (before[1] == np.random.get_state()[1]).all()
     assert before[2] == random.getstate()
@@ -140,13 +141,13 @@ def test_no_videos_no_files(tmp_path):
 
 
 def test_numbers_that_make_no_sense_name_their_keys():
-    text = message(lambda: Evaluator(toy(), n_episodes=10, batch_size=50))
+    text = message(lambda: Evaluator(reach_env(), n_episodes=10, batch_size=50))
     assert "eval.batch_size=50" in text
     assert "eval.n_episodes=10" in text
-    assert "eval.n_episodes=0" in message(lambda: Evaluator(toy(), n_episodes=0, batch_size=0))
-    assert "eval.n_videos=-1" in message(lambda: Evaluator(toy(), n_videos=-1))
-    assert "eval.n_videos" in message(lambda: Evaluator(toy(render_mode=None)))
-    Evaluator(toy(render_mode=None), n_videos=0)
+    assert "eval.n_episodes=0" in message(lambda: Evaluator(reach_env(), n_episodes=0, batch_size=0))
+    assert "eval.n_videos=-1" in message(lambda: Evaluator(reach_env(), n_videos=-1))
+    assert "eval.n_videos" in message(lambda: Evaluator(reach_env(render_mode=None)))
+    Evaluator(reach_env(render_mode=None), n_videos=0)
 
 
 def test_a_folder_that_can_not_be_written_is_named(tmp_path):

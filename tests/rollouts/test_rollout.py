@@ -1,8 +1,9 @@
 import numpy as np
 import pytest
 import torch
-from envs.test_factory import message, toy
 from fakes import fake_env
+from fakes.errors import message
+from fakes.fake_env import reach_env
 
 from robolearn.agent import Agent
 from robolearn.envs import PushT
@@ -31,14 +32,14 @@ def same(one: Episode, other: Episode) -> None:
 @pytest.mark.parametrize("use_async", [False, True])
 def test_an_episode_does_not_depend_on_its_neighbours(use_async):
     seeds = [3, 4, 5, 6]
-    alone = [run(toy(), [seed])[0] for seed in seeds]
+    alone = [run(reach_env(), [seed])[0] for seed in seeds]
     assert len({len(episode) for episode in alone}) > 1
-    for one, other in zip(alone, run(toy(), seeds, use_async=use_async), strict=True):
+    for one, other in zip(alone, run(reach_env(), seeds, use_async=use_async), strict=True):
         same(one, other)
 
 
 def test_success_counts_at_the_terminal_step_and_nothing_counts_after_it():
-    for episode in run(toy(episode_length=50), range(6)):
+    for episode in run(reach_env(episode_length=50), range(6)):
         assert episode.success
         assert (episode.terminated, episode.truncated) == (True, False)
         assert episode.successes.tolist() == [False] * (len(episode) - 1) + [True]
@@ -49,20 +50,20 @@ def test_success_counts_at_the_terminal_step_and_nothing_counts_after_it():
 
 
 def test_an_episode_cut_off_in_time_is_a_failure():
-    (episode,) = run(toy(episode_length=3), [0], agent=fake_env.Forward(0.01))
+    (episode,) = run(reach_env(episode_length=3), [0], agent=fake_env.Forward(0.01))
     assert (len(episode), episode.success, episode.terminated, episode.truncated) == (3, False, False, True)
 
 
 def test_a_success_that_ends_nothing_counts_all_the_same():
-    simulator = toy(episode_length=30)
+    simulator = reach_env(episode_length=30)
     simulator.kwargs["ends"] = False
     (episode,) = run(simulator, [0])
     assert (len(episode), episode.success, episode.truncated) == (30, True, True)
-    assert (run(toy(episode_length=3, success_key=None), [0]))[0].success is None
+    assert (run(reach_env(episode_length=3, success_key=None), [0]))[0].success is None
 
 
 def test_finished_simulators_are_not_stepped():
-    env = toy(episode_length=50).make_vec(3)
+    env = reach_env(episode_length=50).make_vec(3)
     episodes = rollout(env, fake_env.Forward(), [0, 1, 2])
     assert env.get_attr("steps_taken") == tuple(len(episode) for episode in episodes)
     rollout(env, fake_env.Forward(), [0])
@@ -71,14 +72,14 @@ def test_finished_simulators_are_not_stepped():
 
 
 def test_fewer_seeds_than_simulators():
-    one, other = run(toy(), [8])[0], run(toy(), [8], batch_size=3)
+    one, other = run(reach_env(), [8])[0], run(reach_env(), [8], batch_size=3)
     assert len(other) == 1
     same(one, other[0])
 
 
 @pytest.mark.parametrize("use_async", [False, True])
 def test_observations_are_kept_with_the_last_one(use_async):
-    episodes = run(toy(episode_length=50), [0, 1, 2], use_async=use_async, keep_observations=True)
+    episodes = run(reach_env(episode_length=50), [0, 1, 2], use_async=use_async, keep_observations=True)
     for episode in episodes:
         states = episode.observations["observation.state"]
         assert states.shape == (len(episode) + 1, 2)
@@ -91,7 +92,7 @@ def test_observations_are_kept_with_the_last_one(use_async):
 def test_frames_of_the_chosen_episodes_only(use_async):
     frames: dict[int, list] = {0: [], 2: []}
     film = {place: taken.append for place, taken in frames.items()}
-    episodes = run(toy(episode_length=50), [0, 1, 2], use_async=use_async, record_video=film)
+    episodes = run(reach_env(episode_length=50), [0, 1, 2], use_async=use_async, record_video=film)
     for place, taken in frames.items():
         assert len(taken) == len(episodes[place]) + 1
         assert taken[-1][0, 0, 0] == int(np.clip(episodes[place].rewards[-1] * 100 + 100, 0, 255))
@@ -100,23 +101,23 @@ def test_frames_of_the_chosen_episodes_only(use_async):
 def test_a_rollout_can_be_stopped():
     answers = iter([False, False, True])
     with pytest.raises(RolloutInterrupted):
-        run(toy(), [0], stop=lambda: next(answers))
+        run(reach_env(), [0], stop=lambda: next(answers))
 
 
 def test_what_has_ended_is_told_once():
     told: list = []
-    run(toy(episode_length=50), range(4), on_step=told.extend)
+    run(reach_env(episode_length=50), range(4), on_step=told.extend)
     assert told == [True] * 4
 
 
 @pytest.mark.parametrize("use_async", [False, True])
 def test_a_crash_in_the_middle_names_the_seed(use_async):
-    text = message(lambda: run(toy(crash_in="step"), [11, 12], use_async=use_async))
+    text = message(lambda: run(reach_env(crash_in="step"), [11, 12], use_async=use_async))
     assert "fake_env/Reach-v0 failed in step 4 of the episode with seed 1" in text
 
 
 def test_a_process_that_dies_is_named_as_that():
-    text = message(lambda: run(toy(crash_in="die"), [11, 12], use_async=True))
+    text = message(lambda: run(reach_env(crash_in="die"), [11, 12], use_async=True))
     assert "seeds 11 to 12" in text
     assert "eval.use_async_envs=false" in text
 
@@ -130,8 +131,8 @@ def test_actions_that_can_not_be_are_refused():
         def __call__(self, observation):
             return np.zeros((len(observation["observation.state"]), 3))
 
-    assert "not finite" in message(lambda: run(toy(), [0], agent=Broken()))
-    assert "(3,)" in message(lambda: run(toy(), [0], agent=Wide()))
+    assert "not finite" in message(lambda: run(reach_env(), [0], agent=Broken()))
+    assert "(3,)" in message(lambda: run(reach_env(), [0], agent=Wide()))
 
 
 @pytest.mark.pusht

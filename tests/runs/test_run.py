@@ -8,9 +8,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-import processes
 import pytest
 import yaml
+from fakes import processes
 
 from robolearn.errors import UserError
 from robolearn.runs import run as module

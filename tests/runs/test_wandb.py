@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from fakes.training import Counting, Line, metrics, trainer
-from wandb_file import history, runs, started
+from fakes.wandb_file import history, runs, started
 
 from robolearn.errors import UserError
 from robolearn.runs.logger import Logger

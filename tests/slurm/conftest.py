@@ -6,12 +6,11 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import processes
 import pytest
-
-ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT / "scripts"), str(ROOT / "tests")]
+from fakes import processes
 from fakes.datasets import write_dataset
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
 from slurm_cluster import Cluster, why_not
 
 Run = Callable[..., subprocess.CompletedProcess[str]]

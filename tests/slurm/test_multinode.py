@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from processes import started
+from fakes.processes import started
 
 from robolearn.runs.run import status
 

@@ -7,9 +7,9 @@ import sys
 import time
 from pathlib import Path
 
-import processes
 import pytest
-from project.test_docs import BLOCK, smaller
+from fakes import processes
+from fakes.docs import BLOCK, smaller
 
 from robolearn.runs.run import status
 from robolearn.sweeps.report import read

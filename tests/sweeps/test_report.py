@@ -11,8 +11,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-import processes
 import pytest
+from fakes import processes
 
 from robolearn.cli.sweep import as_csv, duration, main
 from robolearn.config.run_name import run_name

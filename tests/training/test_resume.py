@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import processes
 import pytest
 import torch
+from fakes import processes
 from fakes.training import Counting, Line, metrics, saved, status, trained, trainer
 from safetensors.torch import load_file
 
