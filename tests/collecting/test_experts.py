@@ -110,7 +110,7 @@ def test_aloha_succeeds_smoothly(aloha):
         assert np.abs(np.diff(actions, axis=0)).max() <= 0.0801
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_aloha_succeeds_smoothly_over_many_seeds(aloha):
     failed, jump = [], 0.0
     for seed in range(2000, 2020):

@@ -1,4 +1,4 @@
-"""What takes minutes: the wheel outside the repository, and a sweep through submitit."""
+"""The wheel, alone and in an environment outside the repository, and a sweep through submitit."""
 
 import os
 import signal
@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 import venv
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -29,14 +30,20 @@ def run(*command: str | Path, **environment: str) -> subprocess.CompletedProcess
 
 
 @pytest.fixture(scope="module")
-def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The ``bin`` folder of an environment that holds the wheel, and the dependencies of this one."""
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("wheel")
     built = run(sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", folder, ROOT)
     assert built.returncode == 0, built.stderr
+    (file,) = folder.glob("*.whl")
+    return file
+
+
+@pytest.fixture(scope="module")
+def installed(wheel: Path) -> Path:
+    """The ``bin`` folder of an environment that holds the wheel, and the dependencies of this one."""
+    folder = wheel.parent
     venv.create(folder / "venv", with_pip=True)
     python = folder / "venv" / "bin" / "python"
-    (wheel,) = folder.glob("*.whl")
     done = run(python, "-m", "pip", "install", "--no-deps", "--no-index", wheel)
     assert done.returncode == 0, done.stderr
     # The dependencies of this environment, but not its editable robolearn: .pth files are not followed here.
@@ -46,6 +53,14 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return python.parent
 
 
+def test_the_wheel_holds_every_file(wheel: Path) -> None:
+    packed = set(zipfile.ZipFile(wheel).namelist())
+    conf = {f"robolearn/{file.relative_to(ROOT)}" for file in (ROOT / "conf").rglob("*.yaml")}
+    source = {str(file.relative_to(ROOT / "src")) for file in (ROOT / "src").rglob("*.py")}
+    assert conf | source <= packed
+
+
+@pytest.mark.long
 def test_wheel_outside_the_repository(installed: Path, own: Callable[[dict[str, str]], list[str]]) -> None:
     where = run(installed / "python", "-c", "from robolearn.system.paths import conf_dir; print(conf_dir())").stdout
     assert where.strip().startswith(str(installed.parent.resolve()))

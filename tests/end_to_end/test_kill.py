@@ -20,9 +20,10 @@ SHORT = {
 }
 
 
-@pytest.mark.slow
 @pytest.mark.pusht
-@pytest.mark.parametrize("phase", SHORT)
+@pytest.mark.parametrize(
+    "phase", [pytest.param("offline", marks=pytest.mark.slow), pytest.param("online", marks=pytest.mark.long)]
+)
 def test_a_killed_run_ends_as_one_that_was_not(tmp_path: Path, phase: str) -> None:
     dataset = write_dataset(tmp_path / "dataset", episodes=3, length=20)
     command = [

@@ -23,8 +23,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     return [f"dataset.root={write_dataset(folder / 'pusht', episodes=2)}", f"dataset.cache_dir={folder / 'cache'}"]
 
 
-SLOW = pytest.mark.slow
-KINDS = ["diffusion", *(pytest.param(kind, marks=SLOW) for kind in ("act", "tdmpc", "vqbet"))]
+KINDS = ["diffusion", *(pytest.param(kind, marks=pytest.mark.long) for kind in ("act", "tdmpc", "vqbet"))]
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -1,4 +1,4 @@
-"""From a demonstrator in each of MuJoCo's simulators to a tiny policy that acts there."""
+"""From a scripted expert in each of MuJoCo's simulators to a tiny policy that acts there."""
 
 import json
 from pathlib import Path
@@ -23,7 +23,7 @@ SMALL = ["env.observation_width=64", "env.observation_height=48"]
         pytest.param("aloha_insertion", SMALL, marks=pytest.mark.aloha),
         pytest.param(
             *("aloha_transfer_cube", ["env.obs_type=environment_state_agent_pos"]),
-            marks=[pytest.mark.aloha, pytest.mark.slow],
+            marks=[pytest.mark.aloha, pytest.mark.long],
         ),
     ],
 )

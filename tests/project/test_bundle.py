@@ -36,8 +36,13 @@ def build(project: Path, *options: str) -> Path:
     return folder
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("options", [["--part-mb", "0.005"], ["--strip", "--compress"]], ids=" ".join)
+@pytest.mark.parametrize(
+    "options",
+    [
+        pytest.param(["--part-mb", "0.005"], marks=pytest.mark.slow, id="parts"),
+        pytest.param(["--strip", "--compress"], marks=pytest.mark.long, id="compressed"),
+    ],
+)
 def test_a_bundle_installs_where_it_is_carried(project: Path, options: list[str]) -> None:
     folder = build(project, *options)
     if "--part-mb" in options:
@@ -51,7 +56,7 @@ def test_a_bundle_installs_where_it_is_carried(project: Path, options: list[str]
     assert processes.run([venv / "bin/tiny"]).stdout == "here\n"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_bundle_that_is_too_large_names_its_largest_wheels(project: Path) -> None:
     with pytest.raises(SystemExit, match=r"more than --max-mb 0.001; largest, in MB: tiny 0"):
         build(project, "--max-mb", "0.001")

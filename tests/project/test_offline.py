@@ -8,8 +8,8 @@ from subprocess import CompletedProcess
 import pytest
 import torch
 import torchvision
-from end_to_end.test_pi0_end_to_end import TINY
 from fakes import processes
+from fakes.cli import POLICIES
 from fakes.datasets import write_dataset
 from fakes.pi0 import write_tokenizer
 
@@ -80,7 +80,7 @@ def test_training_and_evaluation_need_no_network(tmp_path: Path, blocked: dict[s
     weights = "policy.pretrained_backbone_weights=resnet18.pth"
     act = "policy=act policy.dim_model=32 policy.n_heads=2 policy.dim_feedforward=32 policy.chunk_size=10"
     diffusion = "policy=diffusion policy.down_dims=[8,16] policy.num_inference_steps=2 policy.use_group_norm=false"
-    pi0 = " ".join([*TINY, f"policy.tokenizer={write_tokenizer(tmp_path / 'tokenizer')}"])
+    pi0 = " ".join([*POLICIES["pi0"], f"policy.tokenizer={write_tokenizer(tmp_path / 'tokenizer')}"])
     policies = {"act": f"{act} policy.n_action_steps=5 {weights}", "diffusion": f"{diffusion} {weights}", "pi0": pi0}
     for name, options in policies.items():
         argv = [*options.split(), *small.split(), f"output_dir={name}"]

@@ -1,4 +1,4 @@
-"""One model trained by four processes on two nodes of a real SLURM, in peace, pre-empted, and with one that dies."""
+"""One model trained by four processes on two nodes of a real SLURM, undisturbed, preempted, and with one that dies."""
 
 import json
 import os
@@ -65,6 +65,7 @@ def alone(run, folder: Path) -> list[float]:
     return losses(folder / "alone")
 
 
+@pytest.mark.long
 @pytest.mark.timeout(900)
 def test_a_preempted_run_of_four_processes_learns_what_one_does(
     alone: list[float], cluster: dict[str, str], folder: Path, monkeypatch: pytest.MonkeyPatch

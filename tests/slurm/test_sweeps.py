@@ -77,7 +77,8 @@ def test_a_job_that_cannot_begin_is_told_with_its_log(run, folder: Path) -> None
     assert failed.log.read_text().startswith("no such module")
 
 
-def test_a_job_pre_empted_while_it_starts_goes_on(cluster: dict[str, str], folder: Path) -> None:
+@pytest.mark.long
+def test_a_job_preempted_while_it_starts_resumes(cluster: dict[str, str], folder: Path) -> None:
     command = smaller(f"{TRAIN} {CLUSTER} hydra.launcher.partition=low seed=1 hydra.sweep.dir=sweep")
     log = folder / "log"
     with log.open("w") as told, processes.started(command, cwd=folder, env=cluster, stdout=told, stderr=told) as sweep:
@@ -90,8 +91,9 @@ def test_a_job_pre_empted_while_it_starts_goes_on(cluster: dict[str, str], folde
     assert read(folder / "sweep").counts() == {"finished": 1}
 
 
+@pytest.mark.long
 @pytest.mark.timeout(1600)  # minutes on a quiet machine, much longer on a busy one
-def test_a_disturbed_sweep_ends_as_one_in_peace(run) -> None:
+def test_a_disturbed_sweep_ends_as_an_undisturbed_one(run) -> None:
     command = f"{sys.executable} {ROOT}/scripts/sweep_test.py my_keypoints --seeds 2 --limit 700"
     done = run(command, seconds=1500)
     ends = re.findall(r"(crash|kill|preempt|time-out) +(\w+) +(\d+) +equal", done.stdout)
@@ -103,7 +105,8 @@ def test_a_disturbed_sweep_ends_as_one_in_peace(run) -> None:
     }
 
 
-def test_a_study_goes_on_after_the_death_of_its_launcher(run, cluster: dict[str, str], folder: Path) -> None:
+@pytest.mark.long
+def test_a_study_resumes_after_the_death_of_its_launcher(run, cluster: dict[str, str], folder: Path) -> None:
     study = folder / "study"
     ranges = "'optimizer.lr=tag(log,interval(1e-5,1e-3))' hydra/sweeper=optuna hydra.sweeper.n_jobs=2"
     command = smaller(f"{TRAIN} {ranges} hydra.sweeper.n_trials=3 hydra.sweep.dir={study} {CLUSTER}")
