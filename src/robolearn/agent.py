@@ -26,8 +26,8 @@ class Agent:
         normalizer: On `device`.
         device: Where the policy computes.
         amp_dtype: Precision of autocast; None computes in float32.
-        tasks: What is to be done, in words, for a policy that reads it: one for all environments, or one for each.
-        explore: Act as the policy does to collect what it learns from.
+        tasks: Instructions, for a policy that uses language: one for all environments, or one for each.
+        explore: Act to collect episodes to learn from.
         cuda_graph: True: replay predictions as CUDA graphs; otherwise they run as usual.
         compile: Let the policy compile what it acts with, in place.
     """
@@ -45,29 +45,29 @@ class Agent:
     ) -> None:
         self.policy, self.normalizer, self.device, self.amp_dtype = policy, normalizer, device, amp_dtype
         # A model-based policy's window also looks ahead, which only a dataset can.
-        self._offsets = [offset for offset in policy.window.observation if offset <= 0]
+        self._offsets = [offset for offset in policy.spec.window.observation if offset <= 0]
         self._history: deque[Batch] = deque(maxlen=1 - min(self._offsets))
         self._actions: deque[np.ndarray] = deque()
-        self.tasks = tasks if policy.reads_tasks else ()
-        encoded = policy.encode_tasks(tasks) if policy.reads_tasks else {}
+        self.tasks = tasks if policy.spec.uses_language else ()
+        encoded = policy.encode_tasks(tasks) if policy.spec.uses_language else {}
         self._tasks = {key: value.to(device) for key, value in encoded.items()}
-        self._act_after = policy.explore_after if explore else policy.act_after
-        self._memory: Batch = {}
-        captures = cuda_graph is True and device.type == "cuda" and policy.capturable
-        # Two graphs: an episode's first prediction remembers nothing.
+        self.explore = explore
+        self._state: Batch = {}
+        captures = cuda_graph is True and device.type == "cuda" and policy.spec.capturable
+        # Two graphs: an episode's first prediction has no state.
         self._predict = (
             CudaGraphed(self._chunk, "Acting", required=True, warmup=1, max_graphs=2) if captures else self._chunk
         )
         if compile:
             policy.compile_acting()
-        coeff = policy.temporal_ensemble_coeff
-        self._ensemble = None if coeff is None else Ensemble(coeff)
+        coeff = policy.spec.temporal_ensemble_coeff
+        self._ensemble = None if coeff is None else TemporalEnsemble(coeff)
 
     def reset(self) -> None:
-        """Forget everything; call it when episodes start."""
+        """Clear history, queue and state; call it when episodes start."""
         self._history.clear()
         self._actions.clear()
-        self._memory = {}
+        self._state = {}
         if self._ensemble:
             self._ensemble.reset()
 
@@ -87,28 +87,28 @@ class Agent:
         frames = [self._history[offset - 1] for offset in self._offsets]
         stacked = {key: torch.stack([frame[key] for frame in frames], dim=1) for key in frames[-1]}
         batch = {key: value.to(self.device, non_blocking=True) for key, value in stacked.items()}
-        predicted, self._memory = self._predict([batch | self._told(batch), self._memory])
+        predicted, self._state = self._predict([batch | self._task_batch(batch), self._state])
         chunk = predicted["chunk"]
         if self._ensemble:
             chunk = self._ensemble(chunk).unsqueeze(1)
-        actions = self.normalizer.decode_action(chunk[:, : self.policy.n_action_steps], batch)
+        actions = self.normalizer.decode_action(chunk[:, : self.policy.spec.n_action_steps], batch)
         return actions.transpose(0, 1).cpu().numpy()
 
     def _chunk(self, batches: Sequence[Batch]) -> list[dict[str, Tensor]]:
-        """The part of a prediction that is the device's alone: the chunk, and what to remember."""
-        batch, memory = batches
+        """The part of a prediction that a CUDA graph may hold: from batch and state to chunk and next state."""
+        batch, state = batches
         autocast = torch.autocast(self.device.type, self.amp_dtype) if self.amp_dtype else nullcontext()
         with autocast:
-            chunk, memory = self._act_after(self.normalizer.encode(batch), memory)
-        return [{"chunk": chunk.float()}, memory]
+            chunk, state = self.policy.act(self.normalizer.encode(batch), state, self.explore)
+        return [{"chunk": chunk.float()}, state]
 
-    def _told(self, batch: Batch) -> Batch:
-        """What the policy reads of the task of each environment, (N, ...)."""
+    def _task_batch(self, batch: Batch) -> Batch:
+        """The encoded instruction of each environment, (N, ...)."""
         count = len(next(iter(batch.values())))
         return {key: value.expand(count, *value.shape[1:]) for key, value in self._tasks.items()}
 
 
-class Ensemble:
+class TemporalEnsemble:
     """Averages what overlapping chunks predict for the same step (Zhao et al. 2023, arXiv:2304.13705, section IV-A).
 
     The i-th oldest of a step's predictions weighs exp(-m i), so with a positive m older ones count more.

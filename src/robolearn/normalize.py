@@ -26,7 +26,7 @@ class ActionTransform(Protocol):
         """Actions (B, T, A) in the robot's units, for what was observed, `batch`, in the robot's units."""
         ...
 
-    def statistics(self, frames: Any, window: Window, stats: Stats) -> Stats:
+    def compute_stats(self, frames: Any, window: Window, stats: Stats) -> Stats:
         """A loaded dataset's statistics in the other units, given those in its own."""
         ...
 
@@ -44,7 +44,7 @@ class Normalizer(nn.Module):
         stats: The statistics of each key; without them the buffers wait for ``load_state_dict``.
         each: Statistics of several datasets, for batches with ``dataset_index`` (B,): each sample is brought to scale
             by those of its own. Actions, and batches without it, are scaled by `stats`, which alone are saved.
-        space: Units that states and actions are converted to first; `stats` are taken in them.
+        transform: Units that states and actions are converted to first; `stats` are taken in them.
 
     Raises:
         UserError: A statistic is missing, not finite, or of another shape than its feature.
@@ -56,10 +56,10 @@ class Normalizer(nn.Module):
         mapping: Mapping[Kind, Mode],
         stats: Stats | None = None,
         each: Sequence[Stats] | None = None,
-        space: ActionTransform | None = None,
+        transform: ActionTransform | None = None,
     ) -> None:
         super().__init__()
-        self.space = space
+        self.transform = transform
         self.each = nn.ModuleDict()
         self.modes: dict[str, Mode] = {}
         self.images = frozenset(spec.of_kind("VISUAL"))
@@ -74,8 +74,8 @@ class Normalizer(nn.Module):
 
     def encode(self, batch: Batch) -> Batch:
         """A new batch in the policy's scale; keys without statistics pass through."""
-        if self.space:
-            batch = self.space.encode(batch)
+        if self.transform:
+            batch = self.transform.encode(batch)
         owner = batch.get("dataset_index") if self.each else None
         return {key: self._encode(key, value, owner) for key, value in batch.items()}
 
@@ -84,12 +84,12 @@ class Normalizer(nn.Module):
 
         Args:
             action: What the policy gave.
-            observation: What it saw, as `encode` was given it; a policy with a `space` needs it.
+            observation: What it saw, as `encode` was given it; needed where there is a `transform`.
         """
         action = self._unscaled(action)
-        if self.space:
+        if self.transform:
             assert observation is not None
-            action = self.space.decode(action, observation)
+            action = self.transform.decode(action, observation)
         return action
 
     def _unscaled(self, action: Tensor) -> Tensor:

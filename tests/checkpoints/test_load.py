@@ -118,7 +118,7 @@ def test_a_config_of_2024_is_read(tmp_path):
     old |= {"output_normalization_modes": {"action": "min_max"}}
     folder = lerobot.write(tmp_path / "old", old, lerobot.state(config))
     policy, _ = load_policy(folder, CPU)
-    assert policy.normalization_mapping == lerobot.MIN_MAX | {"ENV": "IDENTITY"}
+    assert policy.spec.normalization_mapping == lerobot.MIN_MAX | {"ENV": "IDENTITY"}
     assert set(PretrainedCheckpoint(folder).spec().observation) == {"observation.image", "observation.state"}
 
 
@@ -182,7 +182,7 @@ def test_statistics_that_are_not_finite_are_the_datasets_in_training_only(tmp_pa
     ones = {s: torch.ones(2) for s in ("min", "max")}
     image = {s: torch.ones(3, 1, 1) for s in ("mean", "std")}
     stats = {"observation.state": ones, "action": ones, "observation.image": image}
-    normalizer = Normalizer(spec, policy.normalization_mapping, stats)
+    normalizer = Normalizer(spec, policy.spec.normalization_mapping, stats)
     with caplog.at_level(logging.WARNING):
         PretrainedCheckpoint(folder).load_statistics(normalizer, strict=False)
     assert "max of observation_state are not finite; the dataset's are used there" in caplog.text

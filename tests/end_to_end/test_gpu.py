@@ -94,7 +94,7 @@ def make(policy: Policy, spec: Spec, **options: Any) -> Trainer:
         normalizer=Normalizer(spec, {}).to(GPU),
         optimizer=optimizer,
         schedule=diffusers_schedule(optimizer, 100, num_warmup_steps=5),
-        loader=Loader(Frames(spec), BatchSampler(torch.arange(10, 230), 16, seed=0), policy.window, GPU, 0),
+        loader=Loader(Frames(spec), BatchSampler(torch.arange(10, 230), 16, seed=0), policy.spec.window, GPU, 0),
         device=GPU,
         steps=100,
         cadence=Cadence(0, 0, 0, False),
@@ -247,7 +247,7 @@ def test_acting_with_a_graph_is_acting_without(policy: Any, amp: torch.dtype | N
     def acts(agent: Agent) -> np.ndarray:
         with seeded(7):
             agent.reset()
-            return np.stack([agent(seen) for _ in range(4 * start.n_action_steps)])
+            return np.stack([agent(seen) for _ in range(4 * start.spec.n_action_steps)])
 
     normalizer = Normalizer(spec, {}).to(GPU)
     plain = acts(Agent(start, normalizer, GPU, amp, cuda_graph=False))

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from robolearn.data import FrameDataset
 from robolearn.envs import EnvFactory
 from robolearn.errors import UserError
-from robolearn.policies.base import Policy
+from robolearn.policies.base import Policy, PolicySpec
 from robolearn.types import Batch, Feature, Spec, Window
 
 SPEC = Spec({"observation.state": Feature("STATE", (2,))}, Feature("ACTION", (2,)), 10.0)
@@ -92,21 +92,18 @@ class LineDataset(FrameDataset):
 class Linear(Policy):
     """What a `policy` file names: actions linear in the state."""
 
-    window = Window()
-    normalization_mapping = {"STATE": "IDENTITY", "ACTION": "IDENTITY"}
-
     def __init__(self, spec: Spec, n_action_steps: int = 1, gains: Sequence[float] = (1.0,)) -> None:
         super().__init__()
         if n_action_steps < 1:
             raise UserError(f"policy.n_action_steps={n_action_steps}: it must be positive.")
-        self.n_action_steps = n_action_steps
+        self.spec = PolicySpec(Window(), n_action_steps, {"STATE": "IDENTITY", "ACTION": "IDENTITY"})
         self.layer = nn.Linear(spec.observation["observation.state"].shape[0], spec.action.shape[0])
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         return (self.layer(batch["observation.state"]) - batch["action"]).square().mean(), {}
 
-    def act(self, observation: Batch) -> Tensor:
-        return self.layer(observation["observation.state"][:, -1:]).repeat(1, self.n_action_steps, 1)
+    def act(self, observation: Batch, state: Batch, explore: bool = False) -> tuple[Tensor, Batch]:
+        return self.layer(observation["observation.state"][:, -1:]).repeat(1, self.spec.n_action_steps, 1), {}
 
 
 FILES = {

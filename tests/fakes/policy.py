@@ -40,7 +40,7 @@ def diffusion(of: Spec, **options: Any) -> DiffusionPolicy:
 def batch(policy: Policy, of: Spec, size: int = 3, device: str = "cpu") -> Batch:
     """Seeded normalised tensors over the policy's window; the actions of the first sample end in padding."""
     generator = torch.Generator().manual_seed(5)
-    frames, horizon = len(policy.window.observation), len(policy.window.action)
+    frames, horizon = len(policy.spec.window.observation), len(policy.spec.window.action)
     tensors = {
         key: torch.rand((size, frames, *feature.shape), generator=generator) for key, feature in of.observation.items()
     }

@@ -15,7 +15,7 @@ from robolearn.data.loader import Loader
 from robolearn.data.sampling import BatchSampler
 from robolearn.episodes import RolloutInterrupted
 from robolearn.normalize import Normalizer
-from robolearn.policies.base import Policy
+from robolearn.policies.base import Policy, PolicySpec
 from robolearn.rollouts.evaluation import EvalResult
 from robolearn.runs.logger import Logger
 from robolearn.runs.run import Run
@@ -47,9 +47,7 @@ class Data:
 class Line(Policy):
     """A linear policy whose loss draws from every generator; `at` holds what happens in the loss of which call."""
 
-    window = Window()
-    n_action_steps = 1
-    normalization_mapping: dict = {}
+    spec = PolicySpec(Window(), 1, {})
 
     def __init__(self, noise: float = 0.1, at: dict[int, Callable[[], Any]] | None = None) -> None:
         super().__init__()
@@ -66,8 +64,8 @@ class Line(Policy):
             loss = loss * told
         return loss, {"largest": errors.detach().max()}
 
-    def act(self, observation: Batch) -> Tensor:
-        return self.line(observation["observation.state"])
+    def act(self, observation: Batch, state: Batch, explore: bool = False) -> tuple[Tensor, Batch]:
+        return self.line(observation["observation.state"]), {}
 
 
 class Counting:
@@ -120,10 +118,10 @@ def trainer(
     data = Data()
     return Trainer(
         policy=given,
-        normalizer=Normalizer(SPEC, given.normalization_mapping),
+        normalizer=Normalizer(SPEC, given.spec.normalization_mapping),
         optimizer=adam,
         schedule=diffusers_schedule(adam, steps, num_warmup_steps=warmup),
-        loader=Loader(data, BatchSampler(torch.arange(FRAMES), batch_size, 0), given.window, CPU, num_workers),
+        loader=Loader(data, BatchSampler(torch.arange(FRAMES), batch_size, 0), given.spec.window, CPU, num_workers),
         device=CPU,
         steps=steps,
         cadence=Cadence(log, evaluate, save, checkpoint),

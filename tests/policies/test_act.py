@@ -11,11 +11,11 @@ import torchvision
 from fakes.policy import ACTION_DIM, batch, spec
 from torch import Tensor
 
-from robolearn.agent import Agent, Ensemble
+from robolearn.agent import Agent, TemporalEnsemble
 from robolearn.errors import UserError
 from robolearn.normalize import Normalizer
 from robolearn.policies.act import ActPolicy
-from robolearn.policies.base import Policy
+from robolearn.policies.base import Policy, PolicySpec
 from robolearn.policies.nn.transformer import image_sinusoids, sinusoids
 from robolearn.types import Batch, Feature, Spec, Window
 
@@ -90,7 +90,7 @@ def test_refuses_images_that_have_no_three_channels() -> None:
 
 
 def test_window_holds_one_frame_and_the_chunk() -> None:
-    assert act(KEYPOINTS).window == Window(observation=(0,), action=(0, 1, 2, 3, 4, 5))
+    assert act(KEYPOINTS).spec.window == Window(observation=(0,), action=(0, 1, 2, 3, 4, 5))
 
 
 UNEQUAL = Spec(
@@ -115,7 +115,7 @@ def learns_and_acts(policy: ActPolicy, of: Spec) -> None:
     assert loss.isfinite()
     assert all(p.grad is not None for p in policy.parameters())
     with torch.inference_mode():
-        actions = policy.eval().act(observed(policy, of))
+        actions = policy.eval().act(observed(policy, of), {})[0]
     assert actions.shape == (3, 6, ACTION_DIM)
     assert actions.isfinite().all()
 
@@ -156,9 +156,9 @@ def test_every_camera_counts() -> None:
     of = spec(cameras=2)
     policy = act(of).eval()
     seen = observed(policy, of)
-    chunk = policy.act(seen)
+    chunk = policy.act(seen, {})[0]
     for camera in policy.cameras:
-        assert not torch.equal(policy.act(seen | {camera: torch.zeros_like(seen[camera])}), chunk)
+        assert not torch.equal(policy.act(seen | {camera: torch.zeros_like(seen[camera])}, {})[0], chunk)
 
 
 def test_cameras_of_one_shape_are_encoded_as_each_alone() -> None:
@@ -232,8 +232,8 @@ def test_without_the_vae_the_loss_is_the_distance() -> None:
 def test_actions_are_those_of_the_latent_0() -> None:
     policy = act(KEYPOINTS).eval()
     seen = observed(policy, KEYPOINTS)
-    chunk = policy.act(seen)
-    assert torch.equal(policy.act(seen), chunk)
+    chunk = policy.act(seen, {})[0]
+    assert torch.equal(policy.act(seen, {})[0], chunk)
     assert torch.equal(policy.decode(seen, torch.zeros(3, 5)), chunk)
     assert not torch.equal(policy.decode(seen, torch.ones(3, 5)), chunk)
 
@@ -247,7 +247,7 @@ def test_the_batch_is_not_changed(training: bool) -> None:
     if training:
         policy.loss(given)
     else:
-        policy.act({key: given[key] for key in of.observation})
+        policy.act({key: given[key] for key in of.observation}, {})
     assert given.keys() == before.keys()
     assert all(torch.equal(given[key], before[key]) for key in before)
 
@@ -342,7 +342,7 @@ def slow_ensemble(chunks: list[Tensor], coeff: float) -> list[Tensor]:
 def test_ensemble_is_the_weighted_mean_of_all_predictions(coeff: float, length: int) -> None:
     torch.manual_seed(0)
     chunks = [torch.randn(3, length, 2) for _ in range(11)]
-    ensemble = Ensemble(coeff)
+    ensemble = TemporalEnsemble(coeff)
     for found, expected in zip([ensemble(chunk) for chunk in chunks], slow_ensemble(chunks, coeff), strict=True):
         torch.testing.assert_close(found, expected)
 
@@ -350,7 +350,7 @@ def test_ensemble_is_the_weighted_mean_of_all_predictions(coeff: float, length: 
 @pytest.mark.parametrize(("coeff", "chosen"), [(1e4, "oldest"), (-1e4, "newest")])
 def test_extreme_weights_choose_one_prediction(coeff: float, chosen: str) -> None:
     chunks = [torch.full((1, 3, 1), float(i)) for i in range(6)]
-    ensemble = Ensemble(coeff)
+    ensemble = TemporalEnsemble(coeff)
     actions = [ensemble(chunk).item() for chunk in chunks]
     assert actions == ([0, 0, 0, 1, 2, 3] if chosen == "oldest" else [0, 1, 2, 3, 4, 5])
 
@@ -360,17 +360,16 @@ class Told(Policy):
 
     def __init__(self, chunks: list[Tensor], coeff: float) -> None:
         super().__init__()
-        self.window, self.n_action_steps, self.normalization_mapping = Window(), 1, {"ACTION": "MIN_MAX"}
-        self.temporal_ensemble_coeff = coeff
+        self.spec = PolicySpec(Window(), 1, {"ACTION": "MIN_MAX"}, temporal_ensemble_coeff=coeff)
         self.chunks = chunks
         self.calls = 0
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         raise NotImplementedError
 
-    def act(self, observation: Batch) -> Tensor:
+    def act(self, observation: Batch, state: Batch, explore: bool = False) -> tuple[Tensor, Batch]:
         self.calls += 1
-        return self.chunks[self.calls - 1]
+        return self.chunks[self.calls - 1], {}
 
 
 def test_the_agent_averages_at_every_step_and_forgets_at_a_reset() -> None:
@@ -378,7 +377,7 @@ def test_the_agent_averages_at_every_step_and_forgets_at_a_reset() -> None:
     chunks = [torch.randn(2, 3, ACTION_DIM) for _ in range(8)]
     policy = Told(chunks, 0.3)
     limits = {"min": torch.full((ACTION_DIM,), -10.0), "max": torch.full((ACTION_DIM,), 10.0)}
-    normalizer = Normalizer(spec(), policy.normalization_mapping, {"action": limits})
+    normalizer = Normalizer(spec(), policy.spec.normalization_mapping, {"action": limits})
     agent = Agent(policy, normalizer, torch.device("cpu"))
     seen = {"observation.state": np.zeros((2, 3), np.float32)}
     found = [agent(seen) for _ in range(5)]

@@ -27,11 +27,11 @@ def make_batch(size: int = 3, chunk: int = 5) -> Batch:
 def test_actions_come_back(to_pi: bool, delta: bool) -> None:
     batch = make_batch()
     before = {key: value.clone() for key, value in batch.items()}
-    space = AlohaUnits(SPEC, to_pi, delta)
-    there = space.encode(batch)
+    units = AlohaUnits(SPEC, to_pi, delta)
+    there = units.encode(batch)
     assert all(torch.equal(batch[key], before[key]) for key in before)
     assert not torch.allclose(there["action"], batch["action"])
-    torch.testing.assert_close(space.decode(there["action"], batch), batch["action"], atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(units.decode(there["action"], batch), batch["action"], atol=1e-6, rtol=1e-5)
 
 
 @pytest.mark.parametrize(("to_pi", "delta"), MODES)
@@ -39,7 +39,7 @@ def test_actions_come_back_through_the_normaliser(to_pi: bool, delta: bool) -> N
     batch = make_batch()
     stats = {key: {"mean": torch.full((14,), 0.3), "std": torch.full((14,), 2.0)} for key in batch}
     modes = {"STATE": "MEAN_STD", "ACTION": "MEAN_STD"}
-    normalizer = Normalizer(SPEC, modes, stats, space=AlohaUnits(SPEC, to_pi, delta))  # type: ignore[arg-type]
+    normalizer = Normalizer(SPEC, modes, stats, transform=AlohaUnits(SPEC, to_pi, delta))  # type: ignore[arg-type]
     encoded = normalizer.encode(batch)
     torch.testing.assert_close(normalizer.decode_action(encoded["action"], batch), batch["action"])
 
@@ -99,7 +99,7 @@ class Frames:
 def test_statistics_are_those_of_what_is_learnt() -> None:
     frames, window = Frames(), Window(action=(0, 1, 2))
     own = {"action": {"mean": torch.zeros(14), "q01": torch.ones(14)}, "observation.image": {}}
-    stats = AlohaUnits(SPEC, to_pi=False, delta=True).statistics(frames, window, own)
+    stats = AlohaUnits(SPEC, to_pi=False, delta=True).compute_stats(frames, window, own)
     rows = []
     for t in range(8):
         for step in range(3):
@@ -119,5 +119,5 @@ def test_statistics_are_those_of_what_is_learnt() -> None:
 
 def test_statistics_of_the_datasets_own_units_by_a_key() -> None:
     own = {"action": {"mean": torch.zeros(14)}}
-    space = AlohaUnits(SPEC, to_pi=True, delta=False, converts_statistics=False)
-    assert space.statistics(Frames(), Window(), own) is own
+    units = AlohaUnits(SPEC, to_pi=True, delta=False, converts_statistics=False)
+    assert units.compute_stats(Frames(), Window(), own) is own

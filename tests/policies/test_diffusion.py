@@ -84,14 +84,14 @@ def test_refuses_cameras_of_different_shapes() -> None:
 
 def test_window_holds_the_observed_frames_and_the_trajectory_from_the_oldest() -> None:
     policy = diffusion(KEYPOINTS, n_obs_steps=3)
-    assert policy.window.observation == (-2, -1, 0)
-    assert policy.window.action == (-2, -1, 0, 1, 2, 3, 4, 5)
+    assert policy.spec.window.observation == (-2, -1, 0)
+    assert policy.spec.window.action == (-2, -1, 0, 1, 2, 3, 4, 5)
 
 
 def test_dropped_frames_are_those_whose_executed_actions_would_be_padding() -> None:
-    assert diffusion(KEYPOINTS, n_obs_steps=2, horizon=16, n_action_steps=8).drop_n_last_frames == 7
-    assert diffusion(KEYPOINTS, n_obs_steps=2, horizon=8, n_action_steps=7).drop_n_last_frames == 0
-    assert diffusion(KEYPOINTS, drop_n_last_frames=0).drop_n_last_frames == 0
+    assert diffusion(KEYPOINTS, n_obs_steps=2, horizon=16, n_action_steps=8).spec.drop_n_last_frames == 7
+    assert diffusion(KEYPOINTS, n_obs_steps=2, horizon=8, n_action_steps=7).spec.drop_n_last_frames == 0
+    assert diffusion(KEYPOINTS, drop_n_last_frames=0).spec.drop_n_last_frames == 0
 
 
 SPECS = {
@@ -113,7 +113,7 @@ def test_learns_and_acts_from(of: Spec) -> None:
     assert loss.isfinite()
     assert all(p.grad is not None for p in policy.parameters())
     with torch.inference_mode():
-        actions = policy.eval().act({key: given[key] for key in of.observation})
+        actions = policy.eval().act({key: given[key] for key in of.observation}, {})[0]
     assert actions.shape == (3, 7, ACTION_DIM)
     assert actions.isfinite().all()
 
@@ -217,7 +217,7 @@ def test_the_batch_is_not_changed(training: bool) -> None:
     if training:
         policy.loss(given)
     else:
-        policy.act({key: given[key] for key in of.observation})
+        policy.act({key: given[key] for key in of.observation}, {})[0]
     assert given.keys() == before.keys()
     assert all(torch.equal(given[key], before[key]) for key in before)
 
@@ -240,7 +240,7 @@ def test_actions_follow_the_seed() -> None:
 
     def act(seed: int) -> torch.Tensor:
         torch.manual_seed(seed)
-        return policy.act(observation)
+        return policy.act(observation, {})[0]
 
     assert torch.equal(act(1), act(1))
     assert not torch.equal(act(1), act(2))
@@ -251,7 +251,7 @@ def test_clipped_trajectories_stay_in_range() -> None:
     options = {"noise_scheduler_type": "DDIM", "num_inference_steps": 1, "clip_sample_range": 0.5}
     policy = diffusion(KEYPOINTS, **options).eval()
     observation = {key: batch(policy, KEYPOINTS)[key] for key in KEYPOINTS.observation}
-    assert policy.act(observation).abs().max() <= 0.5
+    assert policy.act(observation, {})[0].abs().max() <= 0.5
 
 
 def test_acting_denoises_as_many_times_as_asked() -> None:
@@ -259,7 +259,7 @@ def test_acting_denoises_as_many_times_as_asked() -> None:
         policy = diffusion(KEYPOINTS, num_inference_steps=steps).eval()
         calls = []
         policy.unet.register_forward_hook(lambda *_, calls=calls: calls.append(1))
-        policy.act({key: batch(policy, KEYPOINTS)[key] for key in KEYPOINTS.observation})
+        policy.act({key: batch(policy, KEYPOINTS)[key] for key in KEYPOINTS.observation}, {})[0]
         assert len(calls) == expected
 
 

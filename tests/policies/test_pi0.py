@@ -22,7 +22,7 @@ from robolearn.types import Feature, Spec
 def act(policy: Pi0Policy, batch: dict[str, torch.Tensor], seed: int = 5) -> torch.Tensor:
     torch.manual_seed(seed)
     with torch.inference_mode():
-        return policy.eval().act({k: v for k, v in batch.items() if not k.startswith("action")})
+        return policy.eval().act({k: v for k, v in batch.items() if not k.startswith("action")}, {})[0]
 
 
 def loss(policy: Pi0Policy, batch: dict[str, torch.Tensor], seed: int = 5) -> torch.Tensor:

@@ -84,7 +84,7 @@ def test_refuses_a_dataset_without_rewards() -> None:
 
 def test_window_looks_ahead() -> None:
     window = Window(observation=(0, 1, 2, 3, 4), action=(0, 1, 2, 3), reward=(0, 1, 2, 3))
-    assert tdmpc(KEYPOINTS).window == window
+    assert tdmpc(KEYPOINTS).spec.window == window
 
 
 SPECS = {
@@ -123,9 +123,9 @@ def learns_and_acts(policy: TdmpcPolicy, of: Spec) -> None:
     assert all(p.grad is not None for p in policy.model.parameters())
     assert all(p.grad is None for p in policy.target.parameters())
     with torch.inference_mode():
-        actions = policy.eval().act(observed(policy, of))
+        actions = policy.eval().act(observed(policy, of), {})[0]
     assert actions.shape[0] == 3
-    assert actions.shape[1] >= policy.n_action_steps
+    assert actions.shape[1] >= policy.spec.n_action_steps
     assert actions.shape[2] == ACTION_DIM
     assert actions.isfinite().all()
     assert actions.abs().max() <= 1
@@ -135,7 +135,7 @@ def test_computes_in_bfloat16() -> None:
     policy = tdmpc(spec(cameras=1))
     with torch.autocast("cpu", torch.bfloat16):
         loss, _ = policy.loss(reward_batch(policy, spec(cameras=1)))
-        actions = policy.act(observed(policy, spec(cameras=1)))
+        actions = policy.act(observed(policy, spec(cameras=1)), {})[0]
     assert loss.isfinite()
     assert actions.isfinite().all()
 
@@ -179,7 +179,7 @@ def test_the_batch_is_not_changed(training: bool) -> None:
     policy = tdmpc(of)
     tensors = reward_batch(policy, of) if training else observed(policy, of)
     before = {key: value.clone() for key, value in tensors.items()}
-    policy.loss(tensors) if training else policy.act(tensors)
+    policy.loss(tensors) if training else policy.act(tensors, {})
     assert tensors.keys() == before.keys()
     assert all(torch.equal(tensors[key], before[key]) for key in before)
 
@@ -231,7 +231,7 @@ def test_no_shift_leaves_images_as_they_are() -> None:
 def drawing(monkeypatch: pytest.MonkeyPatch, of: Callable[[str, torch.Tensor], torch.Tensor]) -> Iterator[None]:
     """While open, every draw of torch passes through a function of its name and value."""
     with monkeypatch.context() as patch:
-        for module, name in ((torch, "randn"), (torch, "randn_like"), (torch, "rand"), (planner, "draw")):
+        for module, name in ((torch, "randn"), (torch, "randn_like"), (torch, "rand"), (planner, "sample")):
             original = getattr(module, name)
             wrapped = lambda *a, _name=name, _original=original, **k: of(_name, _original(*a, **k))  # noqa: E731
             patch.setattr(module, name, wrapped)
@@ -254,7 +254,7 @@ def test_many_plans_at_once_are_those_of_each_alone(monkeypatch: pytest.MonkeyPa
             assert found == name
             if name == "rand":  # which heads are asked is the same for all
                 return all_values
-            return all_values[i : i + 1] if name == "draw" else all_values[..., i : i + 1, :]
+            return all_values[i : i + 1] if name == "sample" else all_values[..., i : i + 1, :]
 
         return draw
 
@@ -272,7 +272,7 @@ def test_planning_finds_actions_of_high_reward() -> None:
     goal = torch.tensor([0.3, -0.6])
     policy.model.step = lambda latent, action: (latent, -100 * (action - goal).square().sum(-1))  # pyright: ignore
     with torch.no_grad():
-        chunk = policy.eval().act(observed(policy, KEYPOINTS))
+        chunk = policy.eval().act(observed(policy, KEYPOINTS), {})[0]
     assert (chunk[:, 0] - goal).abs().max() < 0.2
 
 
@@ -294,7 +294,7 @@ def test_the_next_search_starts_where_the_last_one_ended(options: dict[str, Any]
 
 def agent_of(policy: TdmpcPolicy) -> Agent:
     limits = {"min": torch.full((ACTION_DIM,), -1.0), "max": torch.full((ACTION_DIM,), 1.0)}
-    normalizer = Normalizer(KEYPOINTS, policy.normalization_mapping, {"action": limits})
+    normalizer = Normalizer(KEYPOINTS, policy.spec.normalization_mapping, {"action": limits})
     return Agent(policy.eval(), normalizer, torch.device("cpu"))
 
 

@@ -51,7 +51,7 @@ def test_needs_exactly_one_camera(of: Spec, has: str) -> None:
 
 
 def test_window() -> None:
-    assert vqbet().window == Window(observation=(-2, -1, 0), action=(-2, -1, 0, 1, 2, 3))
+    assert vqbet().spec.window == Window(observation=(-2, -1, 0), action=(-2, -1, 0, 1, 2, 3))
 
 
 SPECS = {
@@ -95,7 +95,7 @@ def learns_and_acts(policy: VqbetPolicy, of: Spec) -> None:
         assert learnt == {step == 0}
         assert all(p.grad is not None for p in policy.parameters() if p.requires_grad)
     with torch.inference_mode():
-        actions = policy.eval().act(observed(policy, of))
+        actions = policy.eval().act(observed(policy, of), {})[0]
     assert actions.shape == (3, policy.chunk_size, ACTION_DIM)
     assert actions.isfinite().all()
 
@@ -161,7 +161,7 @@ def test_the_batch_is_not_changed(step: int | None) -> None:
     policy = vqbet(step=step or 0)
     tensors = batch(policy, CAMERA) if step is not None else observed(policy)
     before = {key: value.clone() for key, value in tensors.items()}
-    policy.loss(tensors) if step is not None else policy.act(tensors)
+    policy.loss(tensors) if step is not None else policy.act(tensors, {})
     assert tensors.keys() == before.keys()
     assert all(torch.equal(tensors[key], before[key]) for key in before)
 
@@ -184,7 +184,7 @@ def test_computes_in_bfloat16() -> None:
         policy.before_step(step)
         with torch.autocast("cpu", torch.bfloat16):
             loss, _ = policy.loss(batch(policy, CAMERA))
-            actions = policy.act(observed(policy))
+            actions = policy.act(observed(policy), {})[0]
         loss.backward()
         assert loss.isfinite()
         assert actions.isfinite().all()
@@ -211,7 +211,7 @@ def test_learns_a_single_action() -> None:
         optimizer.step()
         optimizer.zero_grad()
     with torch.inference_mode():
-        actions = policy.eval().act(observed(policy))
+        actions = policy.eval().act(observed(policy), {})[0]
     assert (actions - 0.4).abs().max() < 0.1
 
 

@@ -9,7 +9,7 @@ from robolearn.agent import Agent
 from robolearn.envs import PushT
 from robolearn.episodes import Episode, RolloutInterrupted
 from robolearn.normalize import Normalizer
-from robolearn.policies.base import Policy
+from robolearn.policies.base import Policy, PolicySpec
 from robolearn.rollouts.rollout import rollout
 from robolearn.types import Feature, Spec, Window
 
@@ -163,16 +163,15 @@ class Echo(Policy):
 
     def __init__(self, offsets=(-2, -1, 0), n_action_steps=2) -> None:
         super().__init__()
-        self.window, self.n_action_steps = Window(observation=offsets), n_action_steps
-        self.normalization_mapping = {}
+        self.spec = PolicySpec(Window(observation=offsets), n_action_steps, {})
         self.seen: list = []
 
     def loss(self, batch):
         raise NotImplementedError
 
-    def act(self, observation):
+    def act(self, observation, state, explore=False):
         self.seen.append({key: value.clone() for key, value in observation.items()})
-        return observation["observation.state"]
+        return observation["observation.state"], {}
 
 
 def agent(policy: Policy, amp_dtype=None) -> Agent:
@@ -225,10 +224,10 @@ def test_an_agent_acts_without_gradients_and_leaves_float32():
             super().__init__(offsets=(0,), n_action_steps=1)
             self.layer = torch.nn.Linear(2, 2)
 
-        def act(self, observation):
+        def act(self, observation, state, explore=False):
             action = self.layer(observation["observation.state"])
             assert not action.requires_grad
             assert action.dtype == torch.bfloat16
-            return action
+            return action, {}
 
     assert agent(Linear(), torch.bfloat16)(seen_at(0)).dtype == np.float32

@@ -2,6 +2,7 @@
 
 import copy
 import logging
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -158,7 +159,7 @@ def test_cuda_graph_true_tells_why_it_cannot_be() -> None:
     assert not is_capturable(sgd)
     with pytest.raises(UserError, match="SGD keeps its step on the host; use adamw"):
         pick_cuda_graph(config(), gpu, policy, sgd)
-    policy.capturable = False
+    policy.spec = replace(policy.spec, capturable=False)
     with pytest.raises(UserError, match="Line says that it cannot be captured"):
         pick_cuda_graph(config(), gpu, policy, adamw)
     with pytest.raises(UserError, match="device=cpu is no CUDA GPU"):
@@ -184,8 +185,8 @@ def test_compile_true_needs_a_compiler(monkeypatch: pytest.MonkeyPatch, caplog: 
 class Counting(Line):
     """Acts with the number of predictions since the reset."""
 
-    def act_after(self, observation: Batch, memory: Batch) -> tuple[Tensor, Batch]:
-        count = memory.get("count", torch.zeros(())) + 1
+    def act(self, observation: Batch, state: Batch, explore: bool = False) -> tuple[Tensor, Batch]:
+        count = state.get("count", torch.zeros(())) + 1
         return count.expand(len(observation["observation.state"]), 1, 2), {"count": count}
 
 

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -43,10 +44,11 @@ def simulator(**kwargs: Any) -> EnvFactory:
 class Explorer(Line):
     """Moves forwards by its bias, with noise when it explores; may learn from failures."""
 
-    needs_reward = True
+    spec = replace(Line.spec, needs_reward=True)
 
-    def explore_after(self, observation, memory):
-        return self.act(observation) + 0.1 * torch.randn(observation["observation.state"].shape), memory
+    def act(self, observation, state, explore=False):
+        chunk, state = super().act(observation, state)
+        return chunk + explore * 0.1 * torch.randn(observation["observation.state"].shape), state
 
 
 def agent(speed: float = 0.2, explore: bool = True, cls: type[Line] = Explorer) -> Agent:
@@ -99,7 +101,7 @@ def test_rules_between_phase_policy_and_simulator() -> None:
     with pytest.raises(UserError, match=r"does not say which episodes succeed"):
         Online(**GIVEN).check(line, env, 0)
     spec = Spec({"observation.image": Feature("VISUAL", (3, 96, 96))}, Feature("ACTION", (2,)), 10.0)
-    with torch.device("meta"), pytest.raises(UserError, match=r"offline.steps=5 ends before the tokenizer has learnt"):
+    with torch.device("meta"), pytest.raises(UserError, match=r"offline.steps=5 is less than the \d+ updates"):
         Online(**GIVEN).check(VqbetPolicy(spec, n_vqvae_training_steps=9), simulator(), 5)
 
 

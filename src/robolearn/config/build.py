@@ -135,7 +135,7 @@ def load_policy(folder: Path, device: torch.device, cfg: DictConfig | None = Non
     """
     start = PretrainedCheckpoint(folder)
     policy = build_policy(cfg or OmegaConf.create({"policy": policy_node(folder)}), start.spec())
-    normalizer = Normalizer(start.spec(), policy.normalization_mapping, space=policy.space)
+    normalizer = Normalizer(start.spec(), policy.spec.normalization_mapping, transform=policy.spec.action_transform)
     start.load(policy)
     start.load_statistics(normalizer)
     return policy.to(device).eval(), normalizer.to(device)
@@ -155,10 +155,10 @@ def normalization_stats(dataset: FrameDataset, policy: Policy) -> tuple[Stats, l
         dataset: Loaded.
         policy: May learn in other units than the dataset's.
     """
-    space = policy.space
-    if space is None:
+    transform = policy.spec.action_transform
+    if transform is None:
         return dataset.normalization_stats(lambda one: one.stats)
-    return dataset.normalization_stats(lambda one: space.statistics(one, policy.window, one.stats))
+    return dataset.normalization_stats(lambda one: transform.compute_stats(one, policy.spec.window, one.stats))
 
 
 def mix_in(
@@ -204,14 +204,15 @@ def build_trainer(cfg: DictConfig, run: Run, ranks: World | None = None) -> Trai
     steps = total_steps(cfg)
     frames = dataset.load(device)
     stats, each = normalization_stats(dataset, policy)
-    normalizer = Normalizer(dataset.spec, policy.normalization_mapping, stats, each, policy.space).to(device)
+    mapping, transform = policy.spec.normalization_mapping, policy.spec.action_transform
+    normalizer = Normalizer(dataset.spec, mapping, stats, each, transform).to(device)
     evaluator = build("eval", cfg, env=simulator) if simulator is not None else None
     words = task_prompts(policy, evaluator, dataset.spec.tasks) if evaluator else []
     amp_dtype = AMP[cfg.amp_dtype] if cfg.use_amp else None
 
     def loader(batch_size: int, seed: int) -> Loader:
-        sampler = dataset.make_sampler(batch_size, seed, policy.drop_n_last_frames)
-        return Loader(frames, ranks.shard_sampler(sampler), policy.window, device, cfg.num_workers)
+        sampler = dataset.make_sampler(batch_size, seed, policy.spec.drop_n_last_frames)
+        return Loader(frames, ranks.shard_sampler(sampler), policy.spec.window, device, cfg.num_workers)
 
     batches, collector = loader(cfg.batch_size, cfg.seed), None
     if cfg.online.steps:
@@ -237,7 +238,7 @@ def build_trainer(cfg: DictConfig, run: Run, ranks: World | None = None) -> Trai
         evaluator=evaluator,
         ema=build("ema", cfg, policy) if cfg.use_ema else None,
         start=start_of(cfg),
-        tasks=TaskEmbeddings(policy, dataset.spec.tasks, device) if policy.reads_tasks else None,
+        tasks=TaskEmbeddings(policy, dataset.spec.tasks, device) if policy.spec.uses_language else None,
         told=words,
         image_transforms=build("image_transforms", cfg),
         grad_clip_norm=cfg.grad_clip_norm,

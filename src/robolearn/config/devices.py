@@ -76,7 +76,7 @@ def pick_cuda_graph(cfg: DictConfig, device: torch.device, policy: Policy, optim
         f"device={device} is no CUDA GPU": device.type != "cuda",
         "amp_dtype=float16 looks at every gradient; use bfloat16": cfg.use_amp and cfg.amp_dtype == "float16",
         f"{type(optimizer).__name__} keeps its step on the host; use adamw": not is_capturable(optimizer),
-        f"{type(policy).__name__} says that it cannot be captured": not policy.capturable,
+        f"{type(policy).__name__} says that it cannot be captured": not policy.spec.capturable,
     }
     reason = next((text for text, holds in reasons.items() if holds), None)
     if reason and cfg.cuda_graph:
@@ -94,7 +94,7 @@ def pick_acting_graph(wanted: bool | None, device: torch.device, policy: Policy)
     """
     reasons = {
         f"device={device} is no CUDA GPU": device.type != "cuda",
-        f"{type(policy).__name__} says that it cannot be captured": not policy.capturable,
+        f"{type(policy).__name__} says that it cannot be captured": not policy.spec.capturable,
     }
     reason = next((text for text, holds in reasons.items() if holds), None)
     if reason and wanted:

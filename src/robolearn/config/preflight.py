@@ -178,13 +178,13 @@ def _check_policy(cfg: DictConfig, dataset: FrameDataset) -> Policy:
             policy = build_policy(cfg, dataset.spec)
     except (NotImplementedError, RuntimeError):  # its constructor computes with its weights
         policy = build_policy(cfg, dataset.spec)
-    Normalizer(dataset.spec, policy.normalization_mapping, dataset.stats)
+    Normalizer(dataset.spec, policy.spec.normalization_mapping, dataset.stats)
     return policy
 
 
 def _check_tasks(cfg: DictConfig, policy: Policy, seen: dict[str, Any]) -> None:
     """See that a policy which reads tasks can read the dataset's and the evaluation's."""
-    if not policy.reads_tasks:
+    if not policy.spec.uses_language:
         return
     name = json.dumps(["tasks", *(plain(cfg)[key] for key in ("policy", "dataset", "env", "eval"))], default=str)
     if name not in seen:
@@ -196,7 +196,7 @@ def _check_tasks(cfg: DictConfig, policy: Policy, seen: dict[str, Any]) -> None:
 
 
 def _check_rewards(cfg: DictConfig, policy: Policy, dataset: FrameDataset) -> None:
-    if (policy.needs_reward or policy.window.reward) and not dataset.has_rewards:
+    if (policy.spec.needs_reward or policy.spec.window.reward) and not dataset.has_rewards:
         raise UserError(
             f"policy._target_={cfg.policy._target_} learns from rewards, but {dataset.name} has no next.reward",
             key="policy._target_",

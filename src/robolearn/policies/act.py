@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from robolearn import rng
 from robolearn.errors import UserError
 from robolearn.normalize import Mode
-from robolearn.policies.base import Policy
+from robolearn.policies.base import Policy, PolicySpec
 from robolearn.policies.nn.transformer import (
     Activation,
     Layer,
@@ -23,6 +23,13 @@ from robolearn.policies.nn.transformer import (
 )
 from robolearn.policies.nn.vision import check_resnet, load_resnet_weights, resnet_body
 from robolearn.types import Batch, Kind, Spec, Window
+
+DEFAULT_NORMALIZATION: dict[Kind, Mode] = {
+    "VISUAL": "MEAN_STD",
+    "STATE": "MEAN_STD",
+    "ENV": "MEAN_STD",
+    "ACTION": "MEAN_STD",
+}
 
 
 class ActPolicy(Policy):
@@ -97,15 +104,12 @@ class ActPolicy(Policy):
         check_resnet(vision_backbone)
         _check_spec(spec)
 
-        self.window = Window(observation=(0,), action=tuple(range(chunk_size)))
-        self.n_action_steps = n_action_steps
-        self.temporal_ensemble_coeff = temporal_ensemble_coeff
-        self.normalization_mapping = normalization_mapping or {
-            "VISUAL": "MEAN_STD",
-            "STATE": "MEAN_STD",
-            "ENV": "MEAN_STD",
-            "ACTION": "MEAN_STD",
-        }
+        self.spec = PolicySpec(
+            window=Window(observation=(0,), action=tuple(range(chunk_size))),
+            n_action_steps=n_action_steps,
+            normalization_mapping=normalization_mapping or DEFAULT_NORMALIZATION,
+            temporal_ensemble_coeff=temporal_ensemble_coeff,
+        )
         self.vision_backbone, self.pretrained = vision_backbone, pretrained_backbone_weights
         self.kl_weight, self.averages_over_padding = kl_weight, average_over_padding
         self.latent_dim = latent_dim
@@ -164,9 +168,9 @@ class ActPolicy(Policy):
         loss = l1 + self.kl_weight * divergence
         return loss, {"l1_loss": l1.detach(), "kld_loss": divergence.detach()}
 
-    def act(self, observation: Batch) -> Tensor:
+    def act(self, observation: Batch, state: Batch, explore: bool = False) -> tuple[Tensor, Batch]:
         """The chunk (B, chunk_size, A) at the latent's prior mean (algorithm 2)."""
-        return self.decode(observation, self.prior_mean(next(iter(observation.values()))))
+        return self.decode(observation, self.prior_mean(next(iter(observation.values())))), {}
 
     def prior_mean(self, like: Tensor) -> Tensor:
         """Latents (B, latent_dim) of 0 for a batch of some tensor's size, on its device."""

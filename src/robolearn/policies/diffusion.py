@@ -12,12 +12,18 @@ from torch.nn import functional as F
 from robolearn import rng
 from robolearn.errors import UserError
 from robolearn.normalize import Mode
-from robolearn.policies.base import Policy
+from robolearn.policies.base import Policy, PolicySpec
 from robolearn.policies.nn.unet import ConditionalUnet1d, at_autocast_precision
 from robolearn.policies.nn.vision import ImageEncoder, check_encoder, crop_images, load_resnet_weights
 from robolearn.types import Batch, Kind, Spec, Window
 
 SCHEDULERS = {"DDPM": DDPMScheduler, "DDIM": DDIMScheduler}
+DEFAULT_NORMALIZATION: dict[Kind, Mode] = {
+    "VISUAL": "MEAN_STD",
+    "STATE": "MIN_MAX",
+    "ENV": "MIN_MAX",
+    "ACTION": "MIN_MAX",
+}
 
 
 class DiffusionPolicy(Policy):
@@ -117,19 +123,17 @@ class DiffusionPolicy(Policy):
         if spatial_softmax_num_keypoints < 1:
             raise UserError(f"policy.spatial_softmax_num_keypoints={spatial_softmax_num_keypoints} must be at least 1.")
 
-        self.window = Window(
-            observation=tuple(range(1 - n_obs_steps, 1)),
-            action=tuple(range(1 - n_obs_steps, horizon - n_obs_steps + 1)),
-        )
-        self.n_action_steps = n_action_steps
-        self.normalization_mapping = normalization_mapping or {
-            "VISUAL": "MEAN_STD",
-            "STATE": "MIN_MAX",
-            "ENV": "MIN_MAX",
-            "ACTION": "MIN_MAX",
-        }
         derived = horizon - n_action_steps - n_obs_steps + 1
-        self.drop_n_last_frames = derived if drop_n_last_frames is None else drop_n_last_frames
+        self.spec = PolicySpec(
+            window=Window(
+                observation=tuple(range(1 - n_obs_steps, 1)),
+                action=tuple(range(1 - n_obs_steps, horizon - n_obs_steps + 1)),
+            ),
+            n_action_steps=n_action_steps,
+            normalization_mapping=normalization_mapping or DEFAULT_NORMALIZATION,
+            drop_n_last_frames=derived if drop_n_last_frames is None else drop_n_last_frames,
+        )
+        self.n_obs_steps, self.horizon = n_obs_steps, horizon
         self.vision_backbone, self.pretrained = vision_backbone, pretrained_backbone_weights
         self.crop_is_random, self.crop_per_sample = crop_is_random, crop_per_sample
         self.masks_padding, self.averages_over_padding = do_mask_loss_for_padding, average_over_padding
@@ -186,17 +190,17 @@ class DiffusionPolicy(Policy):
             return (errors * valid).mean(), {}
         return (errors * valid).sum() / (rng.all_reduce_mean(valid.sum()) * self.action_dim).clamp(min=1), {}
 
-    def act(self, observation: Batch) -> Tensor:
+    def act(self, observation: Batch, state: Batch, explore: bool = False) -> tuple[Tensor, Batch]:
         """Denoise a trajectory from pure noise; returns its part from now on, (B, horizon - n_obs_steps + 1, A)."""
         cond = self.encode(observation)
-        actions = torch.randn((len(cond), len(self.window.action), self.action_dim), device=cond.device)
+        actions = torch.randn((len(cond), self.horizon, self.action_dim), device=cond.device)
         self.noise_scheduler.set_timesteps(self.num_inference_steps)
         unet = at_autocast_precision(self.unet, actions.device)
         for step in self.noise_scheduler.timesteps:
             steps = torch.full((len(actions),), int(step), device=actions.device)
             predicted = unet(actions, steps, cond)
             actions = self.noise_scheduler.step(predicted.float(), cast(int, step), actions).prev_sample
-        return actions[:, len(self.window.observation) - 1 :]
+        return actions[:, self.n_obs_steps - 1 :], {}
 
     def compile_acting(self) -> None:
         """Compile the U-Net, in which denoising spends its time."""

@@ -9,13 +9,19 @@ from torch import Tensor, nn
 from robolearn import rng
 from robolearn.errors import UserError
 from robolearn.normalize import Mode
-from robolearn.policies.base import Policy
+from robolearn.policies.base import Policy, PolicySpec
 from robolearn.policies.nn.gpt import Gpt
 from robolearn.policies.nn.residual_vq import ActionTokenizer, one_hot, sample
 from robolearn.policies.nn.vision import ImageEncoder, check_encoder, crop_images, load_resnet_weights
 from robolearn.types import Batch, Kind, Spec, Window
 
 CODEBOOKS = 2
+DEFAULT_NORMALIZATION: dict[Kind, Mode] = {
+    "VISUAL": "IDENTITY",
+    "STATE": "MIN_MAX",
+    "ENV": "MIN_MAX",
+    "ACTION": "MIN_MAX",
+}
 
 
 class Prediction(NamedTuple):
@@ -163,18 +169,17 @@ class VqbetPolicy(Policy):
             n_obs_steps * self.frame_tokens + n_action_pred_token - 1, gpt_block_size, gpt_hidden_dim, gpt_n_head
         )
 
-        self.window = Window(
-            observation=tuple(range(1 - n_obs_steps, 1)),
-            action=tuple(range(1 - n_obs_steps, n_action_pred_token + action_chunk_size - 1)),
+        self.spec = PolicySpec(
+            window=Window(
+                observation=tuple(range(1 - n_obs_steps, 1)),
+                action=tuple(range(1 - n_obs_steps, n_action_pred_token + action_chunk_size - 1)),
+            ),
+            n_action_steps=n_action_steps or action_chunk_size,
+            normalization_mapping=normalization_mapping or DEFAULT_NORMALIZATION,
+            drop_n_last_frames=drop_n_last_frames,
+            min_offline_steps=n_vqvae_training_steps,
         )
-        self.n_action_steps = n_action_steps or action_chunk_size
-        self.normalization_mapping = normalization_mapping or {
-            "VISUAL": "IDENTITY",
-            "STATE": "MIN_MAX",
-            "ENV": "MIN_MAX",
-            "ACTION": "MIN_MAX",
-        }
-        self.drop_n_last_frames = drop_n_last_frames
+        self.n_obs_steps = n_obs_steps
         self.vision_backbone, self.pretrained = vision_backbone, pretrained_backbone_weights
         self.crop_shape = cast("tuple[int, int] | None", tuple(crop_shape) if crop_shape else None)
         self.crop_is_random, self.crop_per_sample = crop_is_random, crop_per_sample
@@ -214,19 +219,6 @@ class VqbetPolicy(Policy):
             self.code_head = nn.Linear(gpt_output_dim, CODEBOOKS * vqvae_n_embed)
         self.offset_head = nn.Linear(gpt_output_dim, CODEBOOKS * vqvae_n_embed * action_chunk_size * action_dim)
         self.before_step(0)
-
-    def check_online(self, offline_steps: int) -> None:
-        """The tokenizer learns from demonstrations, before anything can act.
-
-        Raises:
-            UserError: It would still learn in the online phase.
-        """
-        if offline_steps < self.n_vqvae_training_steps:
-            raise UserError(
-                f"offline.steps={offline_steps} ends before the tokenizer has learnt "
-                f"(policy.n_vqvae_training_steps={self.n_vqvae_training_steps}), so that nothing could act online; "
-                "raise offline.steps."
-            )
 
     def before_step(self, step: int) -> None:
         """The tokenizer learns in the first `n_vqvae_training_steps` updates, everything else in those after."""
@@ -304,10 +296,10 @@ class VqbetPolicy(Policy):
         }
         return classification + self.offset_weight * offset, metrics
 
-    def act(self, observation: Batch) -> Tensor:
+    def act(self, observation: Batch, state: Batch, explore: bool = False) -> tuple[Tensor, Batch]:
         """The chunk (B, W, A) that starts now, of codes drawn from the prediction."""
-        now = self.features(observation)[:, len(self.window.observation) - 1]
-        return self.predict(now).actions
+        now = self.features(observation)[:, self.n_obs_steps - 1]
+        return self.predict(now).actions, {}
 
     def features(self, batch: Batch) -> Tensor:
         """What the transformer makes of the action tokens, (B, n_obs_steps + n_action_pred_token - 1, D)."""

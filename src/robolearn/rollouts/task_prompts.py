@@ -59,6 +59,6 @@ def task_prompts(policy: Policy, evaluator: Evaluator, learnt: Sequence[str]) ->
     Raises:
         UserError: Nothing decides what, or the policy can't read it.
     """
-    if not policy.reads_tasks:
+    if not policy.spec.uses_language:
         return []
     return [select_task(evaluator.task, learnt, evaluator.env.instruction)]

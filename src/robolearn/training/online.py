@@ -91,7 +91,7 @@ class Online:
 
     def kept(self, policy: Policy) -> Literal["all", "successful"]:
         """Which episodes this policy learns from."""
-        return self.keep or ("all" if policy.needs_reward else "successful")
+        return self.keep or ("all" if policy.spec.needs_reward else "successful")
 
     def check(self, policy: Policy, env: Any, offline_steps: int) -> None:
         """See that the phase can be run, before anything is.
@@ -108,8 +108,13 @@ class Online:
             return
         if env is None:
             raise UserError(f"online.steps={self.steps} needs a simulator to collect in: env=NAME, or online=none.")
-        policy.check_online(offline_steps)
-        if not policy.needs_reward and self.keep == "all":
+        if offline_steps < (needed := policy.spec.min_offline_steps):
+            raise UserError(
+                f"offline.steps={offline_steps} is less than the {needed} updates after which this policy can act; "
+                "raise it.",
+                key="offline.steps",
+            )
+        if not policy.spec.needs_reward and self.keep == "all":
             raise UserError(
                 "online.keep=all: this policy imitates what it sees and would learn its own failures; "
                 "set online.keep=successful."
@@ -141,7 +146,8 @@ class Online:
         """
         assert self.buffer_capacity is not None
         factory = VectorEnvFactory(env, self.rollout_batch_size, self.use_async_envs)
-        replay = ReplayBuffer(folder / "replay", spec, self.buffer_capacity, agent.device, policy.drop_n_last_frames)
+        dropped = policy.spec.drop_n_last_frames
+        replay = ReplayBuffer(folder / "replay", spec, self.buffer_capacity, agent.device, dropped)
         # Last, since it starts a process: a full disk has been told before.
         rollouts = AsyncRolloutWorker(factory, agent) if self.do_rollout_async else SyncRolloutWorker(factory)
         return Collector(self, offline_steps, rollouts, replay, self.kept(policy))

@@ -79,10 +79,10 @@ def to_config_json(kind: str, node: Mapping[str, Any], policy: Policy, spec: Spe
     left_out = OURS | OURS_OF.get(kind, set())
     options = {key: value for key, value in node.items() if key not in left_out}
     if "drop_n_last_frames" in options:
-        options["drop_n_last_frames"] = policy.drop_n_last_frames
+        options["drop_n_last_frames"] = policy.spec.drop_n_last_frames
     if "pretrained_backbone_weights" in options:  # they are among the weights by now
         options["pretrained_backbone_weights"] = None
-    mapping = {k: str(mode) for k, mode in policy.normalization_mapping.items()}
+    mapping = {k: str(mode) for k, mode in policy.spec.normalization_mapping.items()}
     features = {key: _feature(feature) for key, feature in spec.observation.items()}
     return {
         "type": kind,

@@ -66,7 +66,7 @@ def build(config: Mapping[str, Any], fps: float = 1.0) -> tuple[Policy, Normaliz
         raise UserError(f"LeRobot policies of type '{kind}' cannot be read; those that can: {', '.join(POLICIES)}.")
     spec = spec_of(config, fps)
     policy = POLICIES[kind](spec, **{**policy_options(config), **REFERENCE[kind]})
-    return policy, Normalizer(spec, policy.normalization_mapping, space=policy.space)
+    return policy, Normalizer(spec, policy.spec.normalization_mapping, transform=policy.spec.action_transform)
 
 
 def spec_of(config: Mapping[str, Any], fps: float = 1.0) -> Spec:
@@ -133,7 +133,7 @@ def to_lerobot(
 
 
 def _vqbet_constants(policy: VqbetPolicy, tokenized: bool) -> dict[str, Tensor]:
-    tokens = len(policy.window.observation) + policy.future_tokens
+    tokens = policy.n_obs_steps + policy.future_tokens
     starts, offsets = torch.arange(tokens)[:, None], torch.arange(policy.chunk_size)[None]
     block = policy.gpt.positions.num_embeddings
     head = "vqbet.action_head.vqvae_model"

@@ -98,7 +98,7 @@ class AlohaUnits:
             action = action + self._base(_convert(state, _gripper_from_state) if self.to_pi else state)
         return _convert(action, _gripper_to_action) if self.to_pi else action
 
-    def statistics(self, frames: Frames, window: Window, stats: Stats) -> Stats:
+    def compute_stats(self, frames: Frames, window: Window, stats: Stats) -> Stats:
         """Statistics of a dataset in these units, over all actions of all windows that are no padding.
 
         Args:

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from robolearn import rng
 from robolearn.errors import UserError
 from robolearn.normalize import Mode
-from robolearn.policies.base import Policy
+from robolearn.policies.base import Policy, PolicySpec
 from robolearn.policies.pi0 import option_checks
 from robolearn.policies.pi0.aloha_units import AlohaUnits
 from robolearn.policies.pi0.attention import ATTENTION
@@ -42,6 +42,12 @@ LANGUAGE = {
 }
 EXPERT = {"intermediate_size": 4096}
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+DEFAULT_NORMALIZATION: dict[Kind, Mode] = {
+    "VISUAL": "IDENTITY",
+    "STATE": "MEAN_STD",
+    "ENV": "MEAN_STD",
+    "ACTION": "MEAN_STD",
+}
 
 
 class Pi0Policy(Policy):
@@ -90,8 +96,6 @@ class Pi0Policy(Policy):
         UserError: Options contradict each other or the spec; the message names them.
     """
 
-    reads_tasks = True
-
     def __init__(
         self,
         spec: Spec,
@@ -127,12 +131,7 @@ class Pi0Policy(Policy):
         expert: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        normalization_mapping = normalization_mapping or {
-            "VISUAL": "IDENTITY",
-            "STATE": "MEAN_STD",
-            "ENV": "MEAN_STD",
-            "ACTION": "MEAN_STD",
-        }
+        normalization_mapping = normalization_mapping or DEFAULT_NORMALIZATION
         option_checks.lengths(n_obs_steps, chunk_size, n_action_steps)
         option_checks.at_least(1, tokenizer_max_length=tokenizer_max_length, num_steps=num_steps)
         option_checks.at_least(0, empty_cameras=empty_cameras)
@@ -145,13 +144,18 @@ class Pi0Policy(Policy):
         self.vectors = [*spec.of_kind("STATE"), *spec.of_kind("ENV")]
         option_checks.features(spec, max_state_dim, max_action_dim, normalization_mapping)
         option_checks.images(spec, resize_imgs_with_padding, vision["image_size"])
-        self.space = None
+        units = None
         if adapt_to_pi_aloha or use_delta_joint_actions_aloha:
-            self.space = AlohaUnits(spec, adapt_to_pi_aloha, use_delta_joint_actions_aloha, convert_statistics)
+            units = AlohaUnits(spec, adapt_to_pi_aloha, use_delta_joint_actions_aloha, convert_statistics)
 
-        self.window = Window(observation=(0,), action=tuple(range(chunk_size)))
-        self.n_action_steps = n_action_steps
-        self.normalization_mapping = normalization_mapping
+        self.spec = PolicySpec(
+            window=Window(observation=(0,), action=tuple(range(chunk_size))),
+            n_action_steps=n_action_steps,
+            normalization_mapping=normalization_mapping,
+            action_transform=units,
+            uses_language=True,
+        )
+        self.chunk_size = chunk_size
         self.action_dim, self.max_action_dim, self.max_state_dim = spec.action.shape[0], max_action_dim, max_state_dim
         self.image_size = tuple(resize_imgs_with_padding) if resize_imgs_with_padding else None
         self.empty_cameras = empty_cameras
@@ -185,7 +189,7 @@ class Pi0Policy(Policy):
         noise, times = self.sample_noise(actions), self.sample_times(actions)
         at = times[:, None, None]
         noisy = at * noise + (1 - at) * actions
-        flow = self.flow(noisy, times, self.state(batch), self.encode_prefix(batch))
+        flow = self.flow(noisy, times, self.proprio(batch), self.encode_prefix(batch))
         errors = F.mse_loss(flow, noise - actions, reduction="none")
         if not self.learns_padded_dims:
             errors = errors[..., : self.action_dim]
@@ -194,16 +198,16 @@ class Pi0Policy(Policy):
         valid = ~batch["action_is_pad"].unsqueeze(-1)
         return (errors * valid).sum() / (rng.all_reduce_mean(valid.sum()) * errors.shape[-1]).clamp(min=1), {}
 
-    def act(self, observation: Batch) -> Tensor:
-        """Follow the flow from noise to a chunk (B, chunk_size, A), in Euler's steps (section IV)."""
-        state, memory = self.state(observation), self.encode_prefix(observation)
-        actions = self.sample_noise(state.new_empty(len(state), len(self.window.action), self.max_action_dim))
+    def act(self, observation: Batch, state: Batch, explore: bool = False) -> tuple[Tensor, Batch]:
+        """Integrate the flow from noise to a chunk (B, chunk_size, A) in Euler steps (section IV)."""
+        proprio, cache = self.proprio(observation), self.encode_prefix(observation)
+        actions = self.sample_noise(proprio.new_empty(len(proprio), self.chunk_size, self.max_action_dim))
         for step in range(self.num_steps):
-            times = state.new_full((len(state),), 1 - step / self.num_steps)
+            times = proprio.new_full((len(proprio),), 1 - step / self.num_steps)
             if step and not self.use_cache:
-                memory = self.encode_prefix(observation)
-            actions = actions - self.flow(actions, times, state, memory) / self.num_steps
-        return actions[..., : self.action_dim]
+                cache = self.encode_prefix(observation)
+            actions = actions - self.flow(actions, times, proprio, cache) / self.num_steps
+        return actions[..., : self.action_dim], {}
 
     def encode_prefix(self, batch: Batch) -> KVCache:
         """What PaliGemma remembers of the newest images and the task."""
@@ -228,7 +232,7 @@ class Pi0Policy(Policy):
             velocity = F.pad(velocity[..., : self.action_dim], (0, self.max_action_dim - self.action_dim))
         return velocity
 
-    def state(self, batch: Batch) -> Tensor:
+    def proprio(self, batch: Batch) -> Tensor:
         """The newest frame of all vectors observed, filled up with zeros (B, max_state_dim)."""
         if not self.vectors:
             return torch.zeros(len(batch["task_mask"]), self.max_state_dim, device=batch["task_mask"].device)

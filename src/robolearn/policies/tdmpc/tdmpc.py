@@ -10,10 +10,17 @@ from torch import Tensor
 from robolearn import rng
 from robolearn.errors import UserError
 from robolearn.normalize import Mode
-from robolearn.policies.base import Policy
+from robolearn.policies.base import Policy, PolicySpec
 from robolearn.policies.tdmpc.planner import Planner, min_of_random_pair
 from robolearn.policies.tdmpc.world_model import WorldModel, feature_map_size
 from robolearn.types import Batch, Kind, Spec, Window
+
+DEFAULT_NORMALIZATION: dict[Kind, Mode] = {
+    "VISUAL": "IDENTITY",
+    "STATE": "IDENTITY",
+    "ENV": "IDENTITY",
+    "ACTION": "MIN_MAX",
+}
 
 
 class TdmpcPolicy(Policy):
@@ -59,8 +66,6 @@ class TdmpcPolicy(Policy):
         UserError: Options contradict each other or the spec; the message names them.
     """
 
-    needs_reward = True
-
     def __init__(
         self,
         spec: Spec,
@@ -98,12 +103,7 @@ class TdmpcPolicy(Policy):
         warm_start_shift: int | None = None,
     ) -> None:
         super().__init__()
-        normalization_mapping = normalization_mapping or {
-            "VISUAL": "IDENTITY",
-            "STATE": "IDENTITY",
-            "ENV": "IDENTITY",
-            "ACTION": "MIN_MAX",
-        }
+        normalization_mapping = normalization_mapping or DEFAULT_NORMALIZATION
         if n_obs_steps != 1:
             raise UserError(
                 f"policy.n_obs_steps={n_obs_steps} must be 1, because TD-MPC acts on the newest frame alone."
@@ -153,12 +153,14 @@ class TdmpcPolicy(Policy):
             )
         _check_spec(spec)
 
-        self.window = Window(
-            observation=tuple(range(horizon + 1)), action=tuple(range(horizon)), reward=tuple(range(horizon))
+        steps = tuple(range(horizon))
+        self.spec = PolicySpec(
+            window=Window(observation=(*steps, horizon), action=steps, reward=steps),
+            n_action_steps=max(n_action_steps, n_action_repeats),
+            normalization_mapping=normalization_mapping,
+            needs_reward=True,
         )
         self.n_action_repeats = n_action_repeats
-        self.n_action_steps = max(n_action_steps, n_action_repeats)
-        self.normalization_mapping = normalization_mapping
         self.keys = list(spec.observation)
         self.cameras = list(spec.of_kind("VISUAL"))
         self.max_random_shift_ratio = max_random_shift_ratio
@@ -167,7 +169,7 @@ class TdmpcPolicy(Policy):
         self.pi_coeff, self.temporal_decay_coeff = pi_coeff, temporal_decay_coeff
         self.target_model_momentum = target_model_momentum
         self.q_draws_with_replacement = q_draws_with_replacement
-        self.warm_start_shift = self.n_action_steps if warm_start_shift is None else warm_start_shift
+        self.warm_start_shift = self.spec.n_action_steps if warm_start_shift is None else warm_start_shift
 
         self.model = WorldModel(
             spec, latent_dim, image_encoder_hidden_dim, state_encoder_hidden_dim, mlp_dim, q_ensemble_size
@@ -252,13 +254,9 @@ class TdmpcPolicy(Policy):
         metrics = {**losses, "Q": q_values.mean(), "V": values.mean()}
         return loss, {name: value.detach() for name, value in metrics.items()}
 
-    def act(self, observation: Batch) -> Tensor:
-        """A chunk (B, T, A) planned afresh, see `plan`."""
-        return self.plan(observation)[0]
-
-    def act_after(self, observation: Batch, memory: Batch) -> tuple[Tensor, Batch]:
-        """Like `act`, but each search starts from the ``mean`` where the last one ended."""
-        chunk, mean = self.plan(observation, memory.get("mean"))
+    def act(self, observation: Batch, state: Batch, explore: bool = False) -> tuple[Tensor, Batch]:
+        """A planned chunk (B, T, A), see `plan`; the state's ``mean`` is where the next search starts."""
+        chunk, mean = self.plan(observation, state.get("mean"))
         return chunk, {} if mean is None else {"mean": mean}
 
     def plan(self, observation: Batch, mean: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
