@@ -227,7 +227,9 @@ def at_autocast_precision(module: nn.Module, device: torch.device) -> Callable[.
 
     Without gradients autocast remembers no weight that is reshaped, and would convert all of them in every call.
     """
-    if not torch.is_autocast_enabled(device.type) or torch.is_grad_enabled():
+    if torch.is_grad_enabled() or not torch.amp.is_autocast_available(device.type):
+        return module
+    if not torch.is_autocast_enabled(device.type):
         return module
     dtype = torch.get_autocast_dtype(device.type)
     weights = {name: value.to(dtype) if value.ndim > 1 else value for name, value in module.named_parameters()}
