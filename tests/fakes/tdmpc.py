@@ -35,7 +35,7 @@ def tdmpc(of: Spec, **options: Any) -> TdmpcPolicy:
 def reward_batch(policy: TdmpcPolicy, of: Spec, device: str = "cpu") -> Batch:
     """A batch with rewards, whose first sample ends in padding."""
     tensors = batch(policy, of, device=device)
-    frames = len(policy.window.observation)
+    frames = len(policy.spec.window.observation)
     padded = torch.zeros(3, frames, dtype=torch.bool)
     padded[0, -3:] = True
     tensors |= {f"{key}_is_pad": padded.to(device) for key in of.observation}

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torchvision
+from fakes.act import act
 from fakes.policy import ACTION_DIM, batch, spec
 from torch import Tensor
 
@@ -20,23 +21,6 @@ from robolearn.policies.nn.transformer import image_sinusoids, sinusoids
 from robolearn.types import Batch, Feature, Spec, Window
 
 KEYPOINTS = spec(environment=True)
-
-SIZES: dict[str, Any] = {
-    "chunk_size": 6,
-    "n_action_steps": 4,
-    "dim_model": 16,
-    "n_heads": 2,
-    "dim_feedforward": 24,
-    "n_encoder_layers": 1,
-    "n_vae_encoder_layers": 1,
-    "latent_dim": 5,
-    "dropout": 0.0,
-}
-
-
-def act(of: Spec, **options: Any) -> ActPolicy:
-    """The tiny sizes, with some options changed."""
-    return ActPolicy(of, **(SIZES | options))
 
 
 def observed(policy: ActPolicy, of: Spec) -> Batch:

@@ -13,10 +13,12 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from fakes.act import SIZES as ACT
 from fakes.pi0 import TINY, VOCABULARY, make_spec
 from fakes.policy import SIZES as DIFFUSION
 from fakes.policy import spec
-from policies import test_act, test_tdmpc, test_vqbet
+from fakes.tdmpc import SIZES as TDMPC
+from fakes.vqbet import SIZES as VQBET
 from torch import Tensor, nn
 
 from robolearn.policies.act import ActPolicy
@@ -47,10 +49,10 @@ def pi0(spec: Spec, **options: Any) -> Pi0Policy:
     return policy
 
 
-act = partial(ActPolicy, **test_act.SIZES)
+act = partial(ActPolicy, **ACT)
 diffusion = partial(DiffusionPolicy, **(DIFFUSION | {"do_mask_loss_for_padding": True, "crop_shape": [48, 48]}))
-tdmpc = partial(TdmpcPolicy, **test_tdmpc.SIZES)
-vqbet = partial(VqbetPolicy, **(test_vqbet.SIZES | {"crop_shape": [48, 48]}))
+tdmpc = partial(TdmpcPolicy, **TDMPC)
+vqbet = partial(VqbetPolicy, **(VQBET | {"crop_shape": [48, 48]}))
 # What the last layer of the language model makes of its tokens nobody reads.
 UNREAD = {
     "unused_parameters": [
