@@ -8,7 +8,7 @@ import shapely
 from fakes import processes
 
 from robolearn.collecting.experts import AlohaInsertionDemonstrator, AlohaTransferCubeDemonstrator, PushTDemonstrator
-from robolearn.collecting.experts.path_planning import shortest_way
+from robolearn.collecting.experts.path_planning import shortest_path
 from robolearn.collecting.experts.push_physics import SimulatedPush, State
 from robolearn.collecting.experts.pusht_expert import ride
 from robolearn.collecting.experts.scene import Scene
@@ -185,7 +185,7 @@ def test_motion_keeps_its_limit_its_end_and_its_reach():
 
 def test_way_goes_around():
     wall = shapely.box(40, 20, 60, 80)
-    way = shortest_way((10, 50), (90, 50), wall, 5, FIELD)
+    way = shortest_path((10, 50), (90, 50), wall, 5, FIELD)
     assert way is not None
     assert way[-1] == (90, 50)
     line = shapely.LineString([(10, 50), *way])
@@ -196,10 +196,10 @@ def test_way_goes_around():
 
 def test_way_from_too_close_leaves_first_and_none_is_none():
     wall = shapely.box(40, 20, 60, 80)
-    way = shortest_way((39, 50), (10, 50), wall, 5, FIELD)
+    way = shortest_path((39, 50), (10, 50), wall, 5, FIELD)
     assert way is not None
     assert way[0] == pytest.approx((35, 50))
-    assert shortest_way((10, 50), (90, 50), shapely.box(40, -10, 60, 110), 5, FIELD) is None
+    assert shortest_path((10, 50), (90, 50), shapely.box(40, -10, 60, 110), 5, FIELD) is None
 
 
 def test_ride_keeps_its_speed_and_arrives():

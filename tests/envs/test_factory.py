@@ -55,7 +55,7 @@ def test_visualization_and_observation_sizes_are_options():
         1
     )
     observation, _ = env.reset(seed=[0])
-    env.set_attr("filmed", True)
+    env.set_attr("recording", True)
     frame = env.call("frame")[0]
     env.close()
     assert observation["observation.image"].shape == (1, 3, 32, 48)

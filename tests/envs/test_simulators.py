@@ -120,7 +120,7 @@ def test_a_seed_gives_the_same_episode_whatever_came_before_and_is_filmed(simula
     actions = some_actions(simulator, 20)
     once = alone(simulator, 7, actions)
     env = simulator.make_vec(1)
-    env.set_attr("filmed", True)
+    env.set_attr("recording", True)
     env.reset(seed=[1])
     for action in reversed(actions):
         env.step(action[None])
@@ -147,7 +147,7 @@ def test_a_reset_without_a_seed_goes_on_from_the_seed_before():
     assert not np.array_equal(*starts[0])
 
 
-# What is mended
+# What is fixed
 
 
 @LIFT
@@ -232,7 +232,7 @@ def images(seen: list[dict[str, np.ndarray]]) -> np.ndarray:
 @TWO_ARMS
 @LIFT
 @pytest.mark.pusht
-def test_pictures_of_simulators_side_by_side_are_those_of_each_alone(tmp_path: Path):
+def test_images_of_simulators_side_by_side_are_those_of_each_alone(tmp_path: Path):
     simulators = [Aloha(), Xarm(), PushT()]
     actions = [some_actions(simulator) for simulator in simulators]
     code = (
@@ -280,7 +280,7 @@ def test_processes_see_what_one_process_sees(simulator):
 @TWO_ARMS
 @LIFT
 @pytest.mark.parametrize("robot", [Aloha, Xarm])
-def test_render_quality_changes_pictures_a_little_and_is_told(robot):
+def test_render_quality_changes_images_a_little_and_is_reported(robot):
     fast, full = (images(alone(robot(render_quality=q), 0, [])).astype(float) for q in ("fast", "full"))
     assert 0 < np.abs(fast - full).mean() < 5
     assert robot(render_quality="full").spec.settings == {"render_quality": "full"}
@@ -288,7 +288,7 @@ def test_render_quality_changes_pictures_a_little_and_is_told(robot):
 
 
 @LIFT
-def test_a_black_picture_is_refused(monkeypatch):
+def test_a_black_image_is_refused(monkeypatch):
     env = Xarm().make_vec(1)
     monkeypatch.setattr("mujoco.Renderer.render", lambda self: np.zeros((84, 84, 3), np.uint8))
     with pytest.raises(UserError, match="black"):

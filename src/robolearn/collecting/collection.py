@@ -109,7 +109,7 @@ def check_folder(out: Path, recipe: Mapping[str, Any]) -> None:
         shown = "; ".join(f"{key} was {old.get(key, 'absent')}, now {new.get(key, 'absent')}" for key in keys[:3])
         raise UserError(
             f"out={out} holds a dataset that was collected in another way ({shown}); give another folder, or the same "
-            "keys to go on with it."
+            "keys to resume it."
         )
 
 
@@ -121,16 +121,18 @@ class Collection:
         seed: Of the first episode.
         episodes: How many to keep.
         keep_failures: Whether failed ones are kept too.
-        patience: After how many failures in a row to give up.
+        max_consecutive_failures: After how many failures in a row to give up.
     """
 
-    def __init__(self, writer: DatasetWriter, seed: int, episodes: int, keep_failures: bool, patience: int) -> None:
+    def __init__(
+        self, writer: DatasetWriter, seed: int, episodes: int, keep_failures: bool, max_consecutive_failures: int
+    ) -> None:
         self.writer, self.seed, self.episodes = writer, seed, episodes
-        self.keep_failures, self.patience = keep_failures, patience
+        self.keep_failures, self.max_consecutive_failures = keep_failures, max_consecutive_failures
         # Failures leave gaps among the seeds of those that were kept, so that nothing else need be remembered.
         self.next_seed = int(writer.rows[-1]["seed"]) + 1 if writer.rows else seed
         self.failures = 0 if keep_failures else self.next_seed - seed - len(writer.rows)
-        self._failed_in_a_row = 0
+        self._consecutive_failures = 0
         self._due = time.monotonic() + COMMIT_S
 
     @property
@@ -144,10 +146,10 @@ class Collection:
         Raises:
             UserError: The disk is full, a simulator failed, or nothing but failures came.
         """
-        with _Bar(self) as bar:
+        with _CollectionProgress(self) as bar:
             try:
                 for attempt in source.attempts(self.next_seed, lambda: self.missing, stop):
-                    self._take(attempt)
+                    self._add(attempt)
                     bar.show(attempt)
                     if time.monotonic() > self._due:
                         self._commit()
@@ -159,16 +161,16 @@ class Collection:
             self._commit()
         return Outcome(self.writer.num_episodes, self.writer.num_frames, self.failures, not self.missing)
 
-    def _take(self, attempt: EpisodeResult) -> None:
+    def _add(self, attempt: EpisodeResult) -> None:
         self.next_seed = attempt.seed + 1
         failed = attempt.success is False
         self.failures += failed
-        self._failed_in_a_row = self._failed_in_a_row + 1 if failed else 0
+        self._consecutive_failures = self._consecutive_failures + 1 if failed else 0
         if attempt.record is not None:
             self.writer.add(attempt.record)
-        elif self._failed_in_a_row >= self.patience:
+        elif self._consecutive_failures >= self.max_consecutive_failures:
             raise UserError(
-                f"{self.patience} episodes in a row failed, so collecting stops; see what they do with "
+                f"{self.max_consecutive_failures} episodes in a row failed, so collecting stops; see what they do with "
                 "keep_failures=true, or give a larger patience=."
             )
 
@@ -179,7 +181,7 @@ class Collection:
             if is_full(error, self.writer.root):
                 raise UserError(
                     f"The disk is full: {len(self.writer.rows)} of {self.episodes} episodes are in {self.writer.root} "
-                    "and sound; make room and give the same command, which goes on from there."
+                    "and intact; make room and give the same command, which resumes from there."
                 ) from error
             raise
         self._due = time.monotonic() + max(COMMIT_S, 20 * seconds)
@@ -191,13 +193,13 @@ class Collection:
             log.debug("The last episodes could not be written", exc_info=error)
 
 
-class _Bar:
+class _CollectionProgress:
     """Episodes that were kept, frames a second, and how many failed."""
 
     def __init__(self, collection: Collection) -> None:
         self.collection, self.frames, self.start = collection, 0, time.monotonic()
 
-    def __enter__(self) -> "_Bar":
+    def __enter__(self) -> "_CollectionProgress":
         done = self.collection.writer.num_episodes
         self._bar = tqdm(
             total=self.collection.episodes, initial=done, desc="collecting", unit="episode", disable=None,
@@ -256,15 +258,15 @@ class PolicyEpisodeSource:
         try:
             while not stop():
                 seeds = range(start, start + self.batch_size)
-                actor = _Noisy(self.agent, [Noise(self.noise, env.single_action_space, each) for each in seeds])
+                actor = _NoisyActor(self.agent, [Noise(self.noise, env.single_action_space, each) for each in seeds])
                 try:
                     with seeded(start):
                         episodes = rollout(env, actor, seeds, keep_observations=True, stop=stop)
                 except RolloutInterrupted:
                     return
-                for place, episode in enumerate(episodes):
+                for env_index, episode in enumerate(episodes):
                     if episode.seed >= seed:
-                        yield self._attempt(episode, actor.clean_of(place, len(episode)))
+                        yield self._attempt(episode, actor.clean_of(env_index, len(episode)))
                 start += self.batch_size
         finally:
             env.close()
@@ -275,7 +277,7 @@ class PolicyEpisodeSource:
         return EpisodeResult(episode.seed, len(episode), episode.success, record)
 
 
-class _Noisy:
+class _NoisyActor:
     """An actor with noise on its actions, which remembers what they were without."""
 
     def __init__(self, agent: Actor, noises: list[Noise]) -> None:
@@ -291,6 +293,6 @@ class _Noisy:
         self.clean.append(actions)
         return np.stack([noise(action) for noise, action in zip(self.noises, actions, strict=True)])
 
-    def clean_of(self, place: int, length: int) -> np.ndarray:
-        """The actions (T, A) of a place before noise."""
-        return np.stack([actions[place] for actions in self.clean[:length]]).astype(np.float32)
+    def clean_of(self, env_index: int, length: int) -> np.ndarray:
+        """The actions (T, A) of an environment before noise."""
+        return np.stack([actions[env_index] for actions in self.clean[:length]]).astype(np.float32)

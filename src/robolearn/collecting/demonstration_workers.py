@@ -14,7 +14,7 @@ import numpy as np
 
 from robolearn.collecting.experts.expert import Demonstrator
 from robolearn.data.lerobot_format.recorder import EpisodeRecord, Recorder
-from robolearn.envs.wrappers import one_line
+from robolearn.envs.wrappers import describe_exception
 from robolearn.episodes import Episode, Observation
 from robolearn.errors import UserError
 from robolearn.system.workers import Worker, wait_any
@@ -65,7 +65,9 @@ class DemonstrationTask:
                 raise
             except Exception as error:  # the demonstrator may be a user's own
                 name = type(demonstrator).__name__
-                raise UserError(f"{name} failed in the episode with seed {seed}: {one_line(error)}.") from error
+                raise UserError(
+                    f"{name} failed in the episode with seed {seed}: {describe_exception(error)}."
+                ) from error
             kept = self.keep_failures or episode.success is not False
             record = self.recorder(episode, clean) if kept else None
             return EpisodeResult(seed, len(episode), episode.success, record)

@@ -9,7 +9,7 @@ import re
 import sys
 from collections.abc import Mapping
 
-from robolearn.envs.wrappers import one_line
+from robolearn.envs.wrappers import describe_exception
 from robolearn.errors import UserError
 
 EGL = "libegl1 libegl-mesa0 libgl1-mesa-dri"
@@ -81,7 +81,7 @@ def missing(error: Exception, package: str | None) -> str:
         return f"The simulator needs the Python package {name}, which is not installed: {pip}{own}"
     if is_display_error(error):
         return display_error_message(error)
-    return f"The simulator's package {package} can't be imported: {one_line(error)}."
+    return f"The simulator's package {package} can't be imported: {describe_exception(error)}."
 
 
 def display_error_message(error: BaseException) -> str:
@@ -93,7 +93,7 @@ def display_error_message(error: BaseException) -> str:
         way = "apt-get install -y libosmesa6"
     else:
         way = f"set MUJOCO_GL=egl (apt-get install -y {EGL})"
-    return f"MuJoCo can't render here with MUJOCO_GL={backend or 'unset'}: {way} ({one_line(error)})."
+    return f"MuJoCo can't render here with MUJOCO_GL={backend or 'unset'}: {way} ({describe_exception(error)})."
 
 
 def is_display_error(error: BaseException) -> bool:

@@ -12,15 +12,15 @@ from gymnasium import spaces
 
 from robolearn.envs.dependencies import display_error_message, import_package, is_display_error, missing
 from robolearn.envs.vector import VectorEnv, make_vector_env
-from robolearn.envs.wrappers import FlattenToDatasetKeys, FreezeAfterEpisodeEnd, SuccessWrapper, one_line
+from robolearn.envs.wrappers import FlattenToDatasetKeys, FreezeAfterEpisodeEnd, SuccessWrapper, describe_exception
 from robolearn.errors import UserError
 from robolearn.system.workers import limit_threads
 from robolearn.types import Feature, Spec, kind_of
 
 log = logging.getLogger(__name__)
 
-UNSAID = {"render_quality": "full"}
-"""Settings of datasets and checkpoints that tell none, as LeRobot's do."""
+DEFAULT_RENDER_SETTINGS = {"render_quality": "full"}
+"""Of datasets and checkpoints that record none, as LeRobot's."""
 
 
 class EnvFactory:
@@ -40,7 +40,7 @@ class EnvFactory:
         success_key: The info's key that says success at a step; null for an environment that knows none.
         kwargs: Further arguments of the environment.
         environ: Environment variables that the simulator needs, where they are not already set.
-        instruction: What is to be done, in words, for policies that read it and for datasets.
+        instruction: The task in natural language, for policies that use language and for datasets.
 
     Raises:
         UserError: A value can't be right.
@@ -48,7 +48,7 @@ class EnvFactory:
 
     id_key = "env.id"
     entry_point: str | None = None
-    """``module:Class`` to open in place of the registered one, whose faults it mends."""
+    """``module:Class`` to open in place of the registered one, whose faults it fixes."""
     fork_safe = True
     """Whether the processes of a vector may be forked from one that has imported the simulator."""
 
@@ -105,7 +105,7 @@ class EnvFactory:
             action = env.action_space
             if not isinstance(action, spaces.Box) or len(action.shape) != 1:
                 raise UserError(
-                    f"{self.id_key}={self.id} has actions {action}; only vectors (a Box of one axis) can be learnt."
+                    f"{self.id_key}={self.id} has actions {action}; only vectors (a Box of one axis) can be learned."
                 )
             real = env.metadata.get("render_fps")
             if real and real != self.fps:
@@ -121,8 +121,8 @@ class EnvFactory:
     def make_vec(self, num_envs: int, use_async: bool = False) -> VectorEnv:
         """A vector of simulators; seed every reset, close it after use.
 
-        Observations: images uint8 (N, C, H, W), all else float32 (N, ...). A place whose episode has ended is not
-        stepped until its next reset. The info of a step holds ``success`` (N,) if the simulator knows it.
+        Observations: images uint8 (N, C, H, W), all else float32 (N, ...). An environment whose episode has ended
+        is not stepped until its next reset. The info of a step holds ``success`` (N,) if the simulator knows it.
 
         Args:
             num_envs: N.
@@ -202,7 +202,7 @@ def open_simulator(
         if is_display_error(error):
             raise UserError(display_error_message(error)) from error
         raise UserError(
-            f"{id_key}={id} can't be opened with {_listed(kwargs)}: {one_line(error)}; check the keys of env."
+            f"{id_key}={id} can't be opened with {_listed(kwargs)}: {describe_exception(error)}; check the keys of env."
         ) from error
     limit_threads()
     return FreezeAfterEpisodeEnd(SuccessWrapper(FlattenToDatasetKeys(env, features_map), success_key), id)
@@ -232,7 +232,7 @@ def check_same_spec(dataset: Spec, env: Spec) -> None:
         raise UserError(f"Dataset and simulator do not fit: {'; '.join(faults)}; {_remedy(dataset, env)}.")
     if dataset.fps != env.fps:
         log.warning("The dataset was recorded at %g fps, the simulator runs at %g (env.fps).", dataset.fps, env.fps)
-    recorded = UNSAID | dataset.settings
+    recorded = DEFAULT_RENDER_SETTINGS | dataset.settings
     for key in recorded.keys() & env.settings.keys():
         if recorded[key] != env.settings[key]:
             log.warning(

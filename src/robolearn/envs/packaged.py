@@ -12,7 +12,7 @@ RenderMode = Literal["rgb_array"]
 
 
 class PackagedEnv(EnvFactory):
-    """A task of a package whose environments take an obs_type and the sizes of pictures.
+    """A task of a package whose environments take an obs_type and the sizes of images.
 
     Args:
         package: Python package whose import registers the task.
@@ -25,7 +25,7 @@ class PackagedEnv(EnvFactory):
         features_map: Dataset key of each observation key; null: those of `features`.
         kwargs: Further arguments of the environment.
         environ: Environment variables that the simulator needs, where they are not already set.
-        instruction: What is to be done, in words, for policies that read it.
+        instruction: The task in natural language, for policies that use language.
 
     Raises:
         UserError: A value can't be right.
@@ -70,7 +70,7 @@ class PackagedEnv(EnvFactory):
 
 
 class PackagedMujocoEnv(PackagedEnv):
-    """A task whose pictures MuJoCo renders, in a quality that changes them a little."""
+    """A task whose images MuJoCo renders, in a quality that changes them a little."""
 
     # What a fork would inherit of OpenGL works in the process that opened it alone.
     fork_safe = False

@@ -1,4 +1,4 @@
-"""Pictures of MuJoCo scenes, so that many simulators render side by side in one process and every picture is right."""
+"""Images of MuJoCo scenes, rendered correctly also by many simulators side by side in one process."""
 
 import atexit
 import weakref
@@ -19,7 +19,7 @@ class Cameras:
     """The cameras of one simulator, with OpenGL contexts of their own, made when first needed.
 
     gymnasium's renderer blackens the others when one is closed, and dm_control's and another one in the same process
-    spoil each other's pictures without a word. These make their context current before they draw, and free no other.
+    corrupt each other's images silently. These make their context current before they draw, and free no other.
 
     Args:
         model: The scene (``mujoco.MjModel``).
@@ -40,18 +40,18 @@ class Cameras:
         """What a camera sees, (height, width, 3) uint8.
 
         Raises:
-            UserError: OpenGL cannot be had here, there is no such camera, or the picture is black.
+            UserError: OpenGL cannot be had here, there is no such camera, or the image is black.
         """
         renderer = self._renderers.get((width, height)) or self._open(width, height)
         renderer.update_scene(data, camera=camera)
-        picture = renderer.render()
+        image = renderer.render()
         # Every eighth row is enough: what goes wrong with OpenGL leaves all of them black.
-        if not picture[::8].any():
+        if not image[::8].any():
             raise UserError(
-                f"The picture of the camera {camera} is black, so OpenGL does not work here; update the graphics "
+                f"The image of the camera {camera} is black, so OpenGL does not work here; update the graphics "
                 "driver, or render without it: MUJOCO_GL=osmesa (apt-get install -y libosmesa6)."
             )
-        return picture
+        return image
 
     def close(self) -> None:
         """Free the contexts; they are made anew when needed again."""

@@ -55,7 +55,7 @@ class FlattenToDatasetKeys(gym.ObservationWrapper):
     def _canonical_space(self, name: str, key: str, space: spaces.Space) -> spaces.Box:
         if not isinstance(space, spaces.Box):
             raise UserError(
-                f"The simulator's observation {name!r} is a {type(space).__name__}, which has no place in a dataset; "
+                f"The simulator's observation {name!r} is a {type(space).__name__}, which datasets can't hold; "
                 f"map it to null in env.features_map or give a Box instead."
             )
         if kind_of(key) != "VISUAL":
@@ -118,21 +118,21 @@ class SuccessWrapper(gym.Wrapper):
 
 
 class FreezeAfterEpisodeEnd(gym.Wrapper):
-    """One place of a vector of simulators: after its episode's end the simulator is left alone until the next reset.
+    """One environment of a vector: after its episode's end the simulator is not stepped until the next reset.
 
-    Vectors step all of their places at once. A finished place answers with its last observation, reward 0 and its
-    last flags. An idle one, which has no episode at all, does the same from its reset on, with zeros to see.
+    Vectors step all of their environments at once. A finished one returns its last observation, reward 0 and its
+    last flags. An idle one, which has no episode, does the same from its reset on, with observations of zeros.
     A crash inside of the simulator is reported with the simulator's name, the episode's seed and the step.
 
     Attributes:
-        idle: Set before a reset: this place runs no episode.
-        filmed: Whether `frame` renders.
+        idle: Set before a reset: this environment runs no episode.
+        recording: Whether `frame` renders.
     """
 
     def __init__(self, env: gym.Env, name: str) -> None:
         super().__init__(env)
         self.idle = False
-        self.filmed = False
+        self.recording = False
         self._name = name
         self._seed: int | None = None
         self._steps = 0
@@ -141,7 +141,7 @@ class FreezeAfterEpisodeEnd(gym.Wrapper):
         self._fresh = False
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict]:
-        """Start the episode of `seed`, unless the place is idle."""
+        """Start the episode of `seed`, unless the environment is idle."""
         self._seed, self._steps, self._flags, self._fresh = seed, 0, (False, False), not self.idle
         if self.idle:
             self._flags = (False, True)
@@ -162,8 +162,8 @@ class FreezeAfterEpisodeEnd(gym.Wrapper):
         return self._last, reward, terminated, truncated, info
 
     def frame(self) -> np.ndarray | None:
-        """What the last reset or step led to, rendered, (H, W, 3) uint8; None if not filmed or if it did nothing."""
-        if not (self.filmed and self._fresh):
+        """What the last reset or step led to, rendered, (H, W, 3) uint8; None if not recording or if it did nothing."""
+        if not (self.recording and self._fresh):
             return None
         return self._guarded("render", self.env.render)
 
@@ -174,22 +174,23 @@ class FreezeAfterEpisodeEnd(gym.Wrapper):
             raise
         except Exception as error:
             # The one broad except: the simulator is not our code, and in a worker process its exception may not
-            # even be picklable. The cause stays chained, its place is named.
+            # even be picklable. The cause stays chained, the source line is named.
             log.debug("The simulator failed", exc_info=True)
             where = f"in {what} {self._steps}" if what == "step" else f"in {what}"
+            reason = describe_exception(error)
             raise UserError(
-                f"The simulator {self._name} failed {where} of the episode with seed {self._seed}: {one_line(error)}."
+                f"The simulator {self._name} failed {where} of the episode with seed {self._seed}: {reason}.", key="env"
             ) from error
 
 
-def one_line(error: BaseException) -> str:
-    """An exception's type, message and place, fit to stand in a sentence."""
+def describe_exception(error: BaseException) -> str:
+    """An exception's type, message and source line, on one line."""
     message = " ".join(str(error).split()) or "no message"
     if len(message) > 300:
         message = message[:300] + "…"
     frames = traceback.extract_tb(error.__traceback__)
-    place = f" ({frames[-1].filename}:{frames[-1].lineno})" if frames else ""
-    return f"{type(error).__name__}: {message.rstrip('.')}{place}"
+    location = f" ({frames[-1].filename}:{frames[-1].lineno})" if frames else ""
+    return f"{type(error).__name__}: {message.rstrip('.')}{location}"
 
 
 def _leaves(value: Any, space: spaces.Space, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -208,7 +209,7 @@ def _bare_name(space: spaces.Space) -> str:
 def _dataset_key(name: str, features_map: Mapping[str, str | None]) -> str | None:
     if name not in features_map:
         raise UserError(
-            f"The simulator observes {name!r}, which env.features_map does not name (it has: "
+            f"The simulator's observation has {name!r}, which env.features_map does not name (it has: "
             f"{', '.join(features_map)}); give it a key such as observation.{name.replace('/', '.')}, or null to "
             "leave it out."
         )

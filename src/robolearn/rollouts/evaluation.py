@@ -27,14 +27,14 @@ TILE = 192
 
 @dataclass(frozen=True)
 class EvalResult:
-    """What an evaluation came to.
+    """The result of an evaluation.
 
     Attributes:
         scalars: ``success_rate`` in [0, 1] with its 95 % Wilson interval ``success_low`` and ``success_high`` (all
             three left out where the simulator knows no success), ``avg_sum_reward``, ``avg_max_reward``,
             ``avg_length`` in steps, ``seconds_per_episode``.
         episodes: One dict an episode, as in eval.json.
-        video: The grid of filmed episodes (T, H, W, 3) uint8, a tile at most 192 pixels a side; None without any.
+        video: The grid of recorded episodes (T, H, W, 3) uint8, a tile at most 192 pixels a side; None without any.
         fps: Of the video.
     """
 
@@ -56,10 +56,10 @@ class Evaluator:
         use_async_envs: Give each simulator a process of its own.
         seed: Of the first episode; also of Python's, numpy's and torch's generators during the evaluation.
         n_videos: How many episodes, the first ones, become MP4s.
-        task: What a policy that reads it is told to do, in words; None: see `select_task`.
+        task: The instruction of a policy that uses language; None: see `select_task`.
 
     Raises:
-        UserError: The numbers make no sense, or videos are asked of an environment that renders none.
+        UserError: A value is out of range, or videos are asked of an environment that renders none.
     """
 
     def __init__(
@@ -111,14 +111,14 @@ class Evaluator:
         """
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            with VideoRecorder(folder, self.env.fps) as films:
+            with VideoRecorder(folder, self.env.fps) as recorder:
                 start = time.perf_counter()
                 with seeded(self.seed):
-                    episodes = self._episodes(agent, films, stop)
+                    episodes = self._episodes(agent, recorder, stop)
                 seconds = time.perf_counter() - start
-                video = films.grid()
+                video = recorder.grid()
             scalars = summary(episodes) | {"seconds_per_episode": seconds / len(episodes)}
-            result = EvalResult(scalars, _rows(episodes, films.names), video, self.env.fps)
+            result = EvalResult(scalars, _rows(episodes, recorder.names), video, self.env.fps)
             write_json(folder / "eval.json", self._record(result, getattr(agent, "tasks", ())))
         except OSError as error:
             raise UserError(
@@ -127,35 +127,35 @@ class Evaluator:
             ) from error
         return result
 
-    def _episodes(self, agent: Actor, films: "VideoRecorder", stop: Callable[[], bool]) -> list[Episode]:
+    def _episodes(self, agent: Actor, recorder: "VideoRecorder", stop: Callable[[], bool]) -> list[Episode]:
         episodes: list[Episode] = []
         env = self.env.make_vec(self.batch_size, self.use_async_envs)
         try:
-            with _Bar(self.n_episodes) as bar:
+            with _EvalProgress(self.n_episodes) as bar:
                 for first in range(0, self.n_episodes, self.batch_size):
-                    numbers = range(first, min(first + self.batch_size, self.n_episodes))
-                    film = {n - first: films.sink(n) for n in numbers if n < self.n_videos}
-                    seeds = [self.seed + n for n in numbers]
-                    episodes += rollout(env, agent, seeds, record_video=film, stop=stop, on_step=bar.step)
-                    films.close()
+                    indices = range(first, min(first + self.batch_size, self.n_episodes))
+                    record_video = {n - first: recorder.sink(n) for n in indices if n < self.n_videos}
+                    seeds = [self.seed + n for n in indices]
+                    episodes += rollout(env, agent, seeds, record_video=record_video, stop=stop, on_step=bar.step)
+                    recorder.close()
         finally:
             env.close()
         return episodes
 
-    def _record(self, result: EvalResult, told: Sequence[str]) -> dict[str, Any]:
+    def _record(self, result: EvalResult, instructions: Sequence[str]) -> dict[str, Any]:
         return {
             **result.scalars,
             "n_episodes": self.n_episodes,
             "batch_size": self.batch_size,
             "seed": self.seed,
             "env": self.env.describe(),
-            **({"task": told[0]} if told else {}),
+            **({"task": instructions[0]} if instructions else {}),
             "episodes": result.episodes,
         }
 
 
 class VideoRecorder:
-    """The videos of the filmed episodes; frames go to their files as they come, only small ones stay in memory."""
+    """Videos of episodes: frames are written to their files as they come, only scaled-down copies stay in memory."""
 
     def __init__(self, folder: Path, fps: float) -> None:
         self.folder, self.fps = folder, fps
@@ -169,9 +169,9 @@ class VideoRecorder:
     def __exit__(self, *error: Any) -> bool | None:
         return self._files.__exit__(*error)
 
-    def sink(self, number: int) -> FrameSink:
+    def sink(self, episode: int) -> FrameSink:
         """Takes the frames of an episode by its index."""
-        name, small = f"episode_{number:03d}.mp4", []
+        name, small = f"episode_{episode:03d}.mp4", []
         write = self._files.enter_context(mp4(self.folder / name, self.fps))
         self.names.append(name)
         self._small.append(small)
@@ -198,14 +198,14 @@ class VideoRecorder:
 
 
 @dataclass
-class _Bar:
+class _EvalProgress:
     """Episodes that have ended, with their success so far, and the step of those that run."""
 
     total: int
     successes: list[bool | None] = field(default_factory=list)
     steps: int = 0
 
-    def __enter__(self) -> "_Bar":
+    def __enter__(self) -> "_EvalProgress":
         # disable=None: no bar where there is no terminal, since a log has no use for one
         self._bar = tqdm(
             total=self.total, desc="evaluation", unit="episode", leave=False, disable=None, dynamic_ncols=True

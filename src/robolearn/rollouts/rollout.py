@@ -9,8 +9,8 @@ from robolearn.episodes import Actor, Episode, FrameSink, Observation, RolloutIn
 from robolearn.errors import UserError
 
 
-class _Record:
-    """The steps of all places of a vector, cut into episodes at the end."""
+class _StepRecorder:
+    """The steps of all environments of a vector, cut into episodes at the end."""
 
     def __init__(self, keep_observations: bool) -> None:
         self.keep = keep_observations
@@ -29,15 +29,15 @@ class _Record:
         if "success" in info:
             self.successes.append(info["success"])
 
-    def episode(self, place: int, seed: int, length: int, terminated: bool, truncated: bool) -> Episode:
+    def episode(self, env_index: int, seed: int, length: int, terminated: bool, truncated: bool) -> Episode:
         def cut(steps: list[np.ndarray]) -> np.ndarray:
-            return np.stack([step[place] for step in steps[:length]])
+            return np.stack([step[env_index] for step in steps[:length]])
 
         observations = None
         if self.keep:
             # One more than the actions: what the last of them led to.
             until = self.observations[: length + 1]
-            observations = {key: np.stack([o[key][place] for o in until]) for key in until[0]}
+            observations = {key: np.stack([o[key][env_index] for o in until]) for key in until[0]}
         return Episode(
             seed=seed,
             actions=cut(self.actions).astype(np.float32),
@@ -66,10 +66,10 @@ def rollout(
         agent: Reset here.
         seeds: Of the episodes, N or fewer; simulators without one stay idle.
         keep_observations: Keep what was observed.
-        film: By the episode's place in `seeds`, what takes its rendered frames (H, W, 3) uint8 as they come: the one
-            after the reset and one a step. ``frames.append`` keeps them.
+        record_video: By index into `seeds`, the sink of the rendered frames (H, W, 3) uint8: one after the reset and
+            one a step. ``frames.append`` keeps them.
         stop: Asked before every step; True ends the rollout.
-        on_step: Told after every step how the episodes that it ended went.
+        on_step: Called after every step with the successes of the episodes that it ended.
 
     Returns:
         The episodes, in the order of the seeds.
@@ -81,7 +81,7 @@ def rollout(
     if not 0 < len(seeds) <= env.num_envs:
         raise ValueError(f"{len(seeds)} seeds for {env.num_envs} simulators")
     try:
-        return _rollout(env, agent, list(seeds), _Record(keep_observations), record_video or {}, stop, on_step)
+        return _rollout(env, agent, list(seeds), _StepRecorder(keep_observations), record_video or {}, stop, on_step)
     except (EOFError, ConnectionError) as error:
         raise UserError(
             f"The process of a simulator died in an episode with one of the seeds {seeds[0]} to {seeds[-1]} "
@@ -93,7 +93,7 @@ def _rollout(
     env: VectorEnv,
     agent: Actor,
     seeds: list[int],
-    record: _Record,
+    record: _StepRecorder,
     record_video: Mapping[int, FrameSink],
     stop: Callable[[], bool],
     on_step: Callable[[list[bool | None]], None],
@@ -101,10 +101,10 @@ def _rollout(
     active = np.arange(env.num_envs) < len(seeds)
     ended: dict[int, Episode] = {}
     env.set_attr("idle", (~active).tolist())
-    env.set_attr("filmed", [place in record_video for place in range(env.num_envs)])
+    env.set_attr("recording", [env_index in record_video for env_index in range(env.num_envs)])
     agent.reset()
-    places: list[int | None] = [*seeds, *[0] * (env.num_envs - len(seeds))]
-    observation, _ = env.reset(seed=places)
+    env_seeds: list[int | None] = [*seeds, *[0] * (env.num_envs - len(seeds))]
+    observation, _ = env.reset(seed=env_seeds)
     record.observe(observation)
     _capture_frames(env, record_video)
     length = 0
@@ -119,21 +119,21 @@ def _rollout(
         record.observe(observation)
         _capture_frames(env, record_video)
         done = active & (terminated | truncated)
-        for place in np.flatnonzero(done).tolist():
-            flags = bool(terminated[place]), bool(truncated[place])
-            ended[place] = record.episode(place, seeds[place], length, *flags)
+        for env_index in np.flatnonzero(done).tolist():
+            flags = bool(terminated[env_index]), bool(truncated[env_index])
+            ended[env_index] = record.episode(env_index, seeds[env_index], length, *flags)
         active &= ~done
-        on_step([ended[place].success for place in np.flatnonzero(done).tolist()])
-    return [ended[place] for place in range(len(seeds))]
+        on_step([ended[env_index].success for env_index in np.flatnonzero(done).tolist()])
+    return [ended[env_index] for env_index in range(len(seeds))]
 
 
-def _capture_frames(env: VectorEnv, film: Mapping[int, FrameSink]) -> None:
-    if not film:
+def _capture_frames(env: VectorEnv, record_video: Mapping[int, FrameSink]) -> None:
+    if not record_video:
         return
     frames = env.call("frame")
-    for place, sink in film.items():
-        if frames[place] is not None:
-            sink(frames[place])
+    for env_index, sink in record_video.items():
+        if frames[env_index] is not None:
+            sink(frames[env_index])
 
 
 def _check_actions(actions: np.ndarray, env: VectorEnv, active: np.ndarray, step: int) -> None:

@@ -32,12 +32,12 @@ class TaskEmbeddings:
         return batch | {key: value[batch["task_index"]] for key, value in self._encoded.items()}
 
 
-def select_task(wanted: str | None, learnt: Sequence[str], instruction: str | None) -> str:
-    """The words that a policy is told in an evaluation.
+def select_task(wanted: str | None, learned: Sequence[str], instruction: str | None) -> str:
+    """The instruction that a policy is given in an evaluation.
 
     Args:
         wanted: The key ``eval.task``; goes before everything else.
-        learnt: The dataset's tasks; the only one is taken.
+        learned: The dataset's tasks; the only one is taken.
         instruction: The simulator's own words; taken where the dataset has several tasks or none.
 
     Raises:
@@ -45,20 +45,20 @@ def select_task(wanted: str | None, learnt: Sequence[str], instruction: str | No
     """
     if wanted:
         return wanted
-    if len(learnt) == 1:
-        return learnt[0]
+    if len(learned) == 1:
+        return learned[0]
     if instruction:
         return instruction
-    listed = ", ".join(repr(task) for task in learnt[:5]) or "none"
-    raise UserError(f"eval.task: the policy must be told what to do; it has learnt these tasks: {listed}.")
+    listed = ", ".join(repr(task) for task in learned[:5]) or "none"
+    raise UserError(f"eval.task: the policy needs an instruction; it has learned these: {listed}.")
 
 
-def task_prompts(policy: Policy, evaluator: Evaluator, learnt: Sequence[str]) -> list[str]:
-    """What an agent is told in an evaluation; nothing where its policy reads no tasks.
+def task_prompts(policy: Policy, evaluator: Evaluator, learned: Sequence[str]) -> list[str]:
+    """The instructions of an agent in an evaluation; empty where its policy uses no language.
 
     Raises:
         UserError: Nothing decides what, or the policy can't read it.
     """
     if not policy.spec.uses_language:
         return []
-    return [select_task(evaluator.task, learnt, evaluator.env.instruction)]
+    return [select_task(evaluator.task, learned, evaluator.env.instruction)]

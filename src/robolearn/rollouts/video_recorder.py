@@ -32,8 +32,8 @@ def mp4(path: Path, fps: float) -> Iterator[FrameSink]:
                 height, width = (size // 2 * 2 for size in frame.shape[:2])
                 if stream.width == 0:
                     stream.width, stream.height = width, height
-                picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame[:height, :width]), format="rgb24")
-                container.mux(stream.encode(picture))
+                image = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame[:height, :width]), format="rgb24")
+                container.mux(stream.encode(image))
 
             yield write
             if stream.width:

@@ -9,7 +9,7 @@ import numpy as np
 from shapely.geometry import Point, Polygon
 
 from robolearn.collecting.experts.expert import Demonstrator
-from robolearn.collecting.experts.path_planning import Way, shortest_way
+from robolearn.collecting.experts.path_planning import Path, shortest_path
 from robolearn.collecting.experts.push_physics import RADIUS, SUBSTEPS, BlockShape, SimulatedPush, State
 from robolearn.errors import UserError
 
@@ -20,7 +20,7 @@ ACCELERATION = 7.0
 MIDDLE = (256.0, 256.0)
 """Where the agent goes if it knows no better."""
 WALKED = 3
-"""Pushes of which the way there is tried too."""
+"""Pushes of which the path there is tried too."""
 NEAR = 8.0
 """Errors in px above which nothing is a success, so that the coverage need not be asked for."""
 SUCCESS = -100.0
@@ -48,7 +48,7 @@ class PushTDemonstrator(Demonstrator):
 
     A push starts at one of the points around the outline, at right angles to it (the block is without friction, so
     only that part of a push moves it). Those that promise most for small motions are tried in a second simulator, the
-    best few together with the way there, and the best of these is done. When no push helps, the first of the best
+    best few together with the path there, and the best of these is done. When no push helps, the first of the best
     pair of pushes is. Each push is planned from where the last one has ended, so that disturbances are made good.
 
     Args:
@@ -100,7 +100,7 @@ class PushTDemonstrator(Demonstrator):
         self._target: tuple[float, float] | None = None
 
     def act(self) -> np.ndarray:
-        """The target (2,) that goes on with the push, or begins the next one."""
+        """The target (2,) that continues the push, or begins the next one."""
         target = next(self._targets, None)
         if target is None:
             state = State.of(self.env.unwrapped)
@@ -109,7 +109,7 @@ class PushTDemonstrator(Demonstrator):
         self._target = target
         return np.array(target, dtype=np.float32)
 
-    def _plan(self, state: State) -> Way:
+    def _plan(self, state: State) -> Path:
         """Targets up to the end of the next push."""
         error = self.outline.error(state.block, state.angle)
         fallback = None
@@ -124,8 +124,8 @@ class PushTDemonstrator(Demonstrator):
                 fallback = self._best_reachable(state, pairs, math.inf, clearance)
         return fallback or ride([state.agent, MIDDLE], self.push_speed, 0.0)
 
-    def _best_reachable(self, state: State, pushes: list[Push], limit: float, clearance: float) -> Way | None:
-        """Of the first few pushes that can be reached, the best with the way there walked, as targets."""
+    def _best_reachable(self, state: State, pushes: list[Push], limit: float, clearance: float) -> Path | None:
+        """Of the first few pushes that can be reached, the best with the path there walked, as targets."""
         best, found, walked = limit, None, 0
         for push in pushes:
             if push.error > best or walked == WALKED:
@@ -139,7 +139,7 @@ class PushTDemonstrator(Demonstrator):
                 best, found = score, targets
         return found
 
-    def _run(self, state: State, targets: Way) -> float:
+    def _run(self, state: State, targets: Path) -> float:
         """The error after following targets, with a px for each 10 steps that it took; below 0 for success."""
         self.sandbox.set(state)
         block = self.sandbox.block
@@ -151,11 +151,11 @@ class PushTDemonstrator(Demonstrator):
                 return SUCCESS + 0.1 * step
         return error + 0.1 * len(targets)
 
-    def _walk_and_push(self, state: State, push: Push, clearance: float) -> Way | None:
-        way = shortest_way(state.agent, push.start, self.outline.polygon(state), RADIUS + clearance, BOUNDS)
-        if way is None:
+    def _walk_and_push(self, state: State, push: Push, clearance: float) -> Path | None:
+        path = shortest_path(state.agent, push.start, self.outline.polygon(state), RADIUS + clearance, BOUNDS)
+        if path is None:
             return None
-        walk = ride([self._target or state.agent, *way], self.speed, self.push_speed)
+        walk = ride([self._target or state.agent, *path], self.speed, self.push_speed)
         pushing = ride([push.start, push.end], self.push_speed, 0.0, begin=self.push_speed)
         # The agent lags behind its target.
         return walk + pushing + [pushing[-1]] * 2
@@ -233,23 +233,23 @@ class PushTDemonstrator(Demonstrator):
         return sorted(pairs, key=lambda push: push.error)
 
 
-def ride(way: Way, speed: float, end: float, begin: float = 0.0) -> Way:
+def ride(path: Path, speed: float, end: float, begin: float = 0.0) -> Path:
     """Points along a polyline, a step apart, at a speed that grows and falls steadily.
 
     Args:
-        way: The polyline; its first point is where the ride begins, and is left out.
+        path: The polyline; its first point is where the ride begins, and is left out.
         speed: The greatest distance between points, per step.
         end: The speed to end with.
         begin: The speed to begin with.
     """
-    points = np.asarray(way, dtype=float)
+    points = np.asarray(path, dtype=float)
     lengths = np.concatenate([[0.0], np.cumsum(np.linalg.norm(np.diff(points, axis=0), axis=1))])
     total, done, now = float(lengths[-1]), 0.0, begin
-    ridden: Way = []
+    ridden: Path = []
     while total - done > 1e-6:
         rest = total - done
         slow = math.sqrt(end * end + 2 * ACCELERATION * rest + ACCELERATION**2 / 4) - ACCELERATION / 2
         now = max(min(now + ACCELERATION, speed, slow), 2.0)
         done = total if now >= rest else done + now
         ridden.append((float(np.interp(done, lengths, points[:, 0])), float(np.interp(done, lengths, points[:, 1]))))
-    return ridden or [way[-1]]
+    return ridden or [path[-1]]

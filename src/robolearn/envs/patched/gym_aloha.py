@@ -15,9 +15,9 @@ GRIPPERS = (6, 13)
 
 
 class PatchedAloha(AlohaEnv):
-    """AlohaEnv, with these faults mended.
+    """AlohaEnv, with these faults fixed.
 
-    - Every reset is seeded: one without a seed goes on from the seed before, where gym-aloha's is random.
+    - Every reset is seeded: one without a seed continues from the seed before, where gym-aloha's is random.
     - It renders the cameras asked for; gym-aloha renders three, whatever is observed, at every step.
     - The action space says what the actuators take; gym-aloha's [-1, 1] leaves out its own home pose.
     - Commands that tear the simulation apart end the episode, as a failure; gym-aloha raises.
@@ -44,7 +44,7 @@ class PatchedAloha(AlohaEnv):
         self._physics = self._env.physics
         # gym-aloha would render three cameras here.
         self._env.task.get_observation = self._numbers
-        self._pictures = Cameras(self._physics.model.ptr, render_quality)
+        self._cameras = Cameras(self._physics.model.ptr, render_quality)
         self.observation_space = self._observation_space()
         self.action_space = self._action_space()
 
@@ -65,8 +65,8 @@ class PatchedAloha(AlohaEnv):
         return self._last, reward, terminated, truncated, info
 
     def close(self) -> None:
-        """Free the pictures' contexts."""
-        self._pictures.close()
+        """Free the rendering contexts."""
+        self._cameras.close()
 
     def _numbers(self, physics: Any) -> dict[str, np.ndarray]:
         task = self._env.task
@@ -79,12 +79,12 @@ class PatchedAloha(AlohaEnv):
         if self.obs_type == "environment_state_agent_pos":
             return {"environment_state": objects, "agent_pos": joints}
         size = self.observation_width, self.observation_height
-        pixels = {name: self._pictures.capture(self._physics.data.ptr, name, *size) for name in self.cameras}
+        pixels = {name: self._cameras.capture(self._physics.data.ptr, name, *size) for name in self.cameras}
         return {"pixels": pixels} if self.obs_type == "pixels" else {"pixels": pixels, "agent_pos": joints}
 
     def _render(self, visualize: bool = False) -> np.ndarray:
         width, height = self.visualization_width, self.visualization_height
-        return self._pictures.capture(self._physics.data.ptr, "top", width, height)
+        return self._cameras.capture(self._physics.data.ptr, "top", width, height)
 
     def _observation_space(self) -> spaces.Space:
         def numbers(*values: np.ndarray) -> spaces.Box:

@@ -1,4 +1,4 @@
-"""gym-xarm's environment, with a success that can be reached, the reward it was meant to have, and its pictures."""
+"""gym-xarm's environment, with a success that can be reached, the reward it was meant to have, and its images."""
 
 import contextlib
 import io
@@ -15,7 +15,7 @@ from robolearn.envs.rendering import Cameras, Quality
 
 
 class PatchedXarmLift(Lift):
-    """Lift of gym-xarm 0.1.1, with these faults mended.
+    """Lift of gym-xarm 0.1.1, with these faults fixed.
 
     - Its positions became relative to the table, but the block's first height, and with it the height to lift it to,
       stayed relative to the floor, 0.64 m too high: no episode could succeed.
@@ -46,7 +46,7 @@ class PatchedXarmLift(Lift):
         return float(super().get_reward() + (self.center_of_table[2] if picked else 0.0))
 
     def close(self) -> None:
-        """Free the pictures' contexts."""
+        """Free the rendering contexts."""
         self._cameras.close()
 
     def _initialize_simulation(self) -> None:
