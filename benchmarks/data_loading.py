@@ -3,7 +3,7 @@
     python benchmarks/data_loading.py dataset.root=DIR [batch_size=64] [num_workers=0,1,2] [batches=500] [device=cpu]
 
 Every key of the ``dataset`` node may be given. With ``first=true`` the frames are decoded anew into a folder that is
-removed afterwards, and the seconds of that are told. Prints a table and, as its last line, the best row as JSON.
+removed afterwards, and the seconds of that are printed. Prints a table and, as its last line, the best row as JSON.
 """
 
 import json
@@ -67,7 +67,7 @@ def measure(dataset: LeRobotDataset, device: torch.device, workers: int, batch_s
 
 
 def wait(device: torch.device) -> None:
-    """Wait until the device has done what it was told."""
+    """Synchronise with the device."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 

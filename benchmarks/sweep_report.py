@@ -17,7 +17,7 @@ from robolearn.config.run_name import run_name
 
 
 def main() -> None:
-    """Write the runs, read them by the command, and tell the seconds."""
+    """Write the runs, read them by the command, and print the seconds."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--runs", type=int, default=1000)
     parser.add_argument("--lines", type=int, default=400, help="logged steps of a run")

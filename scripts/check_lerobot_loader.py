@@ -3,7 +3,7 @@
     scripts/check_lerobot_loader.py DATASET... [--python PYTHON] [--frames N]
 
 PYTHON is the interpreter of an environment with ``lerobot==0.4.4``, where LeRobot's part runs; robolearn's part runs in
-this one. Compares up to N frames of each set, spread over all its episodes: numbers have to be equal, pictures may
+this one. Compares up to N frames of each set, spread over all its episodes: values have to be equal, images may
 differ by one step of 255, since the decoders' colour conversions round differently. Ends with status 1 if any differs.
 """
 

@@ -33,7 +33,7 @@ from robolearn.sweeps.report import SweepRun, read
 RATES = ("0.0001", "0.0003")
 STEPS, PAUSE_AT, PAUSE_S = 60, 30, 600
 
-# A policy that fails, or waits for what is to happen to it, where a file tells it to; no configuration names the files.
+# A policy that fails, or waits for what is to happen to it, where a file says so; no configuration names the files.
 FAULTY = f"""
 import os
 import signal
@@ -264,7 +264,7 @@ def _problems_of_the_first(test: Test, status: int) -> list[str]:
 
 
 def _wait_for_the_lost(test: Test) -> None:
-    """A killed run is told from a slow one by its heartbeat."""
+    """A killed run is distinguished from a slow one by its heartbeat."""
     end = time.monotonic() + 90
     while any(run.state == "running" for run in read(test.sweep).runs) and time.monotonic() < end:
         time.sleep(2)
