@@ -9,8 +9,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import processes
 import pytest
+from fakes import processes
 
 from robolearn.errors import UserError
 from robolearn.system.workers import TERMINATION_SIGNALS, Worker, wait_any
