@@ -193,12 +193,6 @@ def test_an_evaluation_without_a_checkpoint_is_not_noted(tmp_path: Path) -> None
     assert not (tmp_path / "checkpoints/best").is_symlink()
 
 
-@pytest.mark.parametrize("options", [{"keep_last": 0}, {"keep_best": -1}])
-def test_refuses_to_keep_nothing(tmp_path: Path, options: dict[str, int]) -> None:
-    with pytest.raises(UserError, match=r"checkpoints.keep_last must be at least 1 and checkpoints.keep_best"):
-        made(tmp_path, **options)
-
-
 # Damage
 
 

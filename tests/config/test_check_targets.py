@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, Protocol
 import pytest
 import torch
 from annotated_types import Ge, Gt, Interval
+from omegaconf import OmegaConf
 
 from robolearn.config.schema import TrainConfig
 from robolearn.config.validate import check_roots, check_targets, check_value, describe, refuse
@@ -112,6 +113,34 @@ def test_every_difference_is_reported() -> None:
         "optimizer.momentun (my.yaml): SGD takes no 'momentun' (did you mean 'momentum'?).",
         "optimizer.params (my.yaml): SGD gets 'params' from the run, so remove this key.",
     ]
+
+
+RANGES = {
+    "checkpoints": ("robolearn.checkpoints.store.Checkpoints", {"keep_last": 0, "keep_best": -1}),
+    "dataset": ("robolearn.data.LeRobotDataset", {"tolerance_s": 0, "max_gpu_gb": -1.0}),
+    "ema": ("robolearn.training.ema.Ema", {"decay": 1.5, "power": 0}),
+    "env": ("robolearn.envs.PushT", {"fps": 0, "episode_length": 0, "observation_width": 0}),
+    "eval": ("robolearn.rollouts.evaluation.Evaluator", {"n_episodes": 0, "batch_size": 0, "seed": -1, "n_videos": -1}),
+    "image_transforms": ("robolearn.data.augment.ImageTransforms", {"max_num_transforms": -1}),
+    "online": ("robolearn.training.online.Online", {"steps": -1, "sampling_ratio": 1.5, "rollout_n_episodes": 0}),
+    "scheduler": ("robolearn.training.optim.diffusers_schedule", {"num_warmup_steps": -1}),
+}
+
+
+@pytest.mark.parametrize("group", RANGES)
+def test_ranges_of_our_own(group: str) -> None:
+    target, values = RANGES[group]
+    node = {"_target_": target, "_partial_": True}
+    assert [error.key for error in check_targets({group: node | values})] == [f"{group}.{key}" for key in values]
+
+
+def test_what_a_checkpoint_says_is_checked_too() -> None:
+    from robolearn.config.build import build
+
+    node = {"_target_": "robolearn.training.online.Online", "steps": 9, "env_seed": -1}
+    with pytest.raises(UserError, match=r"^online\.env_seed=-1 must be at least 0, or null\.$") as refusal:
+        build("online", OmegaConf.create({"online": node}))
+    assert refusal.value.key == "online.env_seed"
 
 
 def test_nodes_within_nodes() -> None:

@@ -50,7 +50,7 @@ REFUSED = {
     "env=none": r"online.steps=100000 needs a simulator to collect in",
     "online.env_seed=null": r"online.env_seed is missing",
     "online.buffer_capacity=6 online.buffer_seed_size=0": r"online.buffer_capacity=6 is less than one episode",
-    "online.sampling_ratio=1.1": r"online.sampling_ratio=1.1 must lie in \[0, 1\]",
+    "online.sampling_ratio=1.1": r"online.sampling_ratio=1.1 \(the command line\) must be at most 1",
     "online.steps_between_rollout=3": r"did you mean 'online.steps_between_rollouts'",
 }
 

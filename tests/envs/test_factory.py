@@ -147,9 +147,6 @@ def test_workers_survive_the_signals_of_a_cluster_and_end_with_the_vector():
 def test_values_are_checked_before_anything_is_imported():
     assert "did you mean pixels_agent_pos?" in message(lambda: PushT(obs_type="pixel_agent_pos"))
     assert "env.render_mode=rgb_array" in message(lambda: PushT(obs_type="pixels", render_mode=None))
-    assert "env.fps=0" in message(lambda: PushT(fps=0))
-    assert "env.episode_length=0" in message(lambda: PushT(episode_length=0))
-    assert "env.visualization_width=0" in message(lambda: PushT(visualization_width=0))
 
 
 def test_an_unknown_task_names_the_nearest():

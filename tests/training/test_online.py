@@ -71,11 +71,8 @@ RULES = {
     "steps_between_rollouts": (None, r"online.steps_between_rollouts is missing"),
     "env_seed": (None, r"online.env_seed is missing: the seed"),
     "buffer_capacity": (None, r"online.buffer_capacity is missing"),
-    "sampling_ratio": (1.5, r"online.sampling_ratio=1.5 must lie in \[0, 1\]"),
-    "rollout_n_episodes": (0, r"online.rollout_n_episodes=0 must be at least 1"),
     "rollout_batch_size": (3, r"online.rollout_batch_size=3 is more than online.rollout_n_episodes=1"),
     "buffer_seed_size": (101, r"online.buffer_seed_size=101 frames will never be in a buffer"),
-    "steps": (-1, r"online.steps=-1 must not be negative"),
 }
 
 

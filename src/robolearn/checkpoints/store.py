@@ -7,11 +7,12 @@ import random
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
 import xxhash
+from annotated_types import Ge
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -50,12 +51,10 @@ class Checkpoints:
         folder: Path,
         config: str,
         spec: Spec,
-        keep_last: int = 2,
-        keep_best: int = 1,
+        keep_last: Annotated[int, Ge(1)] = 2,
+        keep_best: Annotated[int, Ge(0)] = 1,
         metric: str = "success_rate",
     ) -> None:
-        if keep_last < 1 or keep_best < 0:
-            raise UserError("checkpoints.keep_last must be at least 1 and checkpoints.keep_best at least 0.")
         self.folder = folder / "checkpoints"
         self.config, self.spec = config, spec
         self.keep_last, self.keep_best, self.metric = keep_last, keep_best, metric

@@ -8,17 +8,15 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from robolearn import __version__
 from robolearn.cli.entry import entry_point, exit_with
-from robolearn.config.compose import Job, compose, parse
+from robolearn.config.compose import Job, compose, parse, run
 from robolearn.config.schema import CollectConfig, Positive
 from robolearn.errors import UserError
-from robolearn.system.paths import conf_dir
 
 log = logging.getLogger(__name__)
 
@@ -55,8 +53,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if not line.shows_only:
         for job in jobs:
             check(job)
-    sys.argv[1:] = line.argv
-    hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="collect")(run_job)()
+    run(line, jobs, "collect", run_job)
 
 
 def check(job: Job) -> None:

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import hydra
 import yaml
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
@@ -17,7 +16,7 @@ from omegaconf import DictConfig
 
 from robolearn.checkpoints.locate import is_lerobot_checkpoint, locate, policy_node, read_run
 from robolearn.cli.entry import entry_point, exit_with
-from robolearn.config.compose import CommandLine, Job, compose, parse
+from robolearn.config.compose import CommandLine, Job, compose, parse, run
 from robolearn.config.schema import EvaluateConfig
 from robolearn.errors import UserError
 from robolearn.system.paths import conf_dir
@@ -37,6 +36,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
         print(texts.evaluate(line.args.config_dir), end="")
         return
+    jobs: list[Job] = []
     if line.args.shell_completion or line.args.hydra_help:
         register({})
     else:
@@ -44,8 +44,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         jobs = compose(line, "evaluate")
         if not line.shows_only:
             check(jobs)
-    sys.argv[1:] = line.argv
-    hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="evaluate")(run_job)()
+    run(line, jobs, "evaluate", run_job)
 
 
 def register(config: Mapping[str, Any]) -> None:

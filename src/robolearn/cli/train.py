@@ -8,17 +8,15 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from robolearn.cli.entry import entry_point, exit_with
-from robolearn.config.compose import CommandLine, Job, compose, parse, with_run_names
+from robolearn.config.compose import CommandLine, Job, compose, parse, run, with_run_names
 from robolearn.config.pretrained_group import register_from_command_line
 from robolearn.config.run_name import canonical
 from robolearn.errors import UserError
-from robolearn.system.paths import conf_dir
 
 if TYPE_CHECKING:
     from robolearn.distributed.world import World
@@ -50,8 +48,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         check_processes(line, ranks.size)
         check(jobs, ranks)
         check_sweep(jobs[0])
-    sys.argv[1:] = line.argv
-    hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="train")(run_job)()
+    run(line, jobs, "train", run_job)
 
 
 def check_processes(line: CommandLine, processes: int) -> None:

@@ -1,17 +1,22 @@
-"""Read the command line and compose every job's configuration before Hydra's own run starts.
+"""Read the command line, compose every job's configuration by Hydra's own loader, and run what was composed.
 
-Hydra creates folders before it tells of a mistake, and ends with status 1. So the same composition is done here first,
-by Hydra's own loader, and every mistake becomes one sentence.
+Hydra creates folders before it reports a mistake, and ends with status 1. So everything is composed and checked here
+first, and every mistake becomes one sentence. A single run then runs the configuration that was checked; the jobs of a
+sweep are composed again by Hydra, where its launcher starts them. The one module that imports Hydra's internals.
 """
 
 import argparse
 import copy
-from collections.abc import Iterator, Sequence
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
+import hydra
+from hydra._internal.callbacks import Callbacks
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra._internal.hydra import Hydra
 from hydra._internal.utils import create_config_search_path, get_args_parser
 from hydra.core.config_search_path import SearchPathQuery
@@ -19,8 +24,9 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import IntervalSweep, Override
+from hydra.core.utils import run_job
 from hydra.errors import HydraException
-from hydra.types import RunMode
+from hydra.types import HydraContext, RunMode
 from hydra.version import setbase
 from omegaconf import DictConfig, OmegaConf, flag_override
 
@@ -29,7 +35,7 @@ from robolearn.config.schema import drop_shadowed_nodes
 from robolearn.errors import UserError, did_you_mean
 from robolearn.system.paths import conf_dir
 
-BASIC_SWEEPER = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
+BASIC_SWEEPER = f"{BasicSweeper.__module__}.{BasicSweeper.__qualname__}"
 
 
 @dataclass(frozen=True)
@@ -37,9 +43,11 @@ class Job:
     """One run as composed: `cfg` without the key ``hydra``, fully resolved; `folder` is where it will write."""
 
     cfg: DictConfig
+    composed: DictConfig  # with the key hydra, as Hydra's loader made it
     folder: Path
     overrides: list[str]
     sources: Sources
+    number: int | None = None  # in a sweep
     is_remote: bool = False  # a launcher may start it on another machine, so this one's devices tell nothing
     launcher: dict[str, Any] = field(default_factory=dict)  # the keys of its file
     sweeper: str = BASIC_SWEEPER  # what chooses the jobs of a sweep
@@ -132,9 +140,9 @@ def _hydra(line: CommandLine, task: str) -> Iterator[Hydra]:
     before = HydraConfig.instance().cfg
     GlobalHydra.instance().clear()
     try:
-        hydra = Hydra.create_main_hydra2(task, search)
+        composer = Hydra.create_main_hydra2(task, search)
         drop_shadowed_nodes()
-        yield hydra
+        yield composer
     finally:
         GlobalHydra.instance().clear()
         HydraConfig.instance().cfg = before
@@ -150,13 +158,13 @@ def compose(line: CommandLine, task: str) -> list[Job]:
     Raises:
         UserError: A mistake, in one sentence.
     """
-    with _hydra(line, task) as hydra:
-        sources = Sources(hydra.config_loader, line.config_name)
+    with _hydra(line, task) as composer:
+        sources = Sources(composer.config_loader, line.config_name)
         with _explained(sources, line.overrides):
             check_overrides(sources, line.overrides)
-        master = _load(hydra, sources, line.overrides, RunMode.MULTIRUN if _sweeps(hydra, line) else RunMode.RUN)
+        master = _load(composer, sources, line.overrides, RunMode.MULTIRUN if _sweeps(composer, line) else RunMode.RUN)
         _check_launcher(master, sources, line)
-        if not _sweeps(hydra, line):
+        if not _sweeps(composer, line):
             return [_job(master, sources, line.overrides, number=None)]
         if any(text.split("=")[0].lstrip("+") == "output_dir" for text in line.overrides):
             raise UserError("output_dir= has no effect with --multirun; give the sweep's folder with hydra.sweep.dir=.")
@@ -164,11 +172,11 @@ def compose(line: CommandLine, task: str) -> list[Job]:
         HydraConfig.instance().set_config(master)
         with _explained(sources, line.overrides):
             str(master.hydra.sweep.dir)  # resolved before its cache is copied: one time stamp for the whole sweep
-        for number, overrides in enumerate(_split(hydra, master, sources, line)):
+        for number, overrides in enumerate(_split(composer, master, sources, line)):
             own = [str(text) for text in master.hydra.overrides.hydra] + overrides
             with _explained(sources, own):
                 check_overrides(sources, own)
-            cfg = _load(hydra, sources, own, RunMode.RUN)
+            cfg = _load(composer, sources, own, RunMode.RUN)
             OmegaConf.copy_cache(from_config=master, to_config=cfg)
             if cfg.hydra.runtime.choices["hydra/launcher"] != master.hydra.runtime.choices["hydra/launcher"]:
                 raise _misplaced_launcher(sources, own)
@@ -176,6 +184,29 @@ def compose(line: CommandLine, task: str) -> list[Job]:
             if jobs[-1].folder in [job.folder for job in jobs[:-1]]:
                 raise UserError(f"The sweep has a run twice: {' '.join(overrides)}; give every value once.")
         return jobs
+
+
+def run(line: CommandLine, jobs: Sequence[Job], config_name: str, function: Callable[[DictConfig], Any]) -> None:
+    """Run the one job that was composed; leave sweeps, and questions about the configuration, to Hydra.
+
+    Args:
+        line: The command line.
+        jobs: What `compose` made of it.
+        config_name: The entry point's primary configuration.
+        function: Runs a job, given its configuration without the key ``hydra``.
+    """
+    if line.shows_only or jobs[0].number is not None:
+        sys.argv[1:] = line.argv
+        hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=config_name)(function)()
+        return
+    # As Hydra's own run does, apart from composing.
+    (job,) = jobs
+    cfg, callbacks = job.composed, Callbacks(job.composed)
+    callbacks.on_run_start(config=cfg, config_name=line.config_name)
+    context = HydraContext(config_loader=job.sources.loader, callbacks=callbacks)
+    done = run_job(function, cfg, "hydra.run.dir", None, context)
+    callbacks.on_run_end(config=cfg, config_name=line.config_name, job_return=done)
+    _ = done.return_value  # raises what the job raised
 
 
 def _misplaced_launcher(sources: Sources, overrides: list[str]) -> UserError:
@@ -186,13 +217,13 @@ def _misplaced_launcher(sources: Sources, overrides: list[str]) -> UserError:
     )
 
 
-def _sweeps(hydra: Hydra, line: CommandLine) -> bool:
+def _sweeps(composer: Hydra, line: CommandLine) -> bool:
     if line.args.multirun:
         return True
     mode = (
         None
         if line.args.cfg or line.args.info
-        else hydra.get_mode(config_name=line.config_name, overrides=line.overrides)
+        else composer.get_mode(config_name=line.config_name, overrides=line.overrides)
     )
     return mode == RunMode.MULTIRUN
 
@@ -218,25 +249,27 @@ def _explained(sources: Sources, overrides: list[str]) -> Iterator[None]:
         raise UserError(message) from error
 
 
-def _load(hydra: Hydra, sources: Sources, overrides: list[str], mode: RunMode) -> DictConfig:
+def _load(composer: Hydra, sources: Sources, overrides: list[str], mode: RunMode) -> DictConfig:
     with _explained(sources, overrides):
-        return hydra.config_loader.load_configuration(sources.config_name, overrides, run_mode=mode)
+        return composer.config_loader.load_configuration(sources.config_name, overrides, run_mode=mode)
 
 
-def _split(hydra: Hydra, master: DictConfig, sources: Sources, line: CommandLine) -> list[list[str]]:
+def _split(composer: Hydra, master: DictConfig, sources: Sources, line: CommandLine) -> list[list[str]]:
     """The overrides of every job of a sweep; of one that chooses as it goes one job, with all first values."""
-    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-
     task = [str(text) for text in master.hydra.overrides.task]
     sweeper = master.hydra.sweeper
     params: Any = OmegaConf.select(master, "hydra.sweeper.params") or {}
     texts = [f"{key}={value}" for key, value in params.items()] + task
     with _explained(sources, texts):
-        parsed = OverridesParser.create(config_loader=hydra.config_loader).parse_overrides(texts)
+        parsed = OverridesParser.create(config_loader=composer.config_loader).parse_overrides(texts)
         if sweeper._target_ == BASIC_SWEEPER:
-            batches = BasicSweeper.split_arguments(parsed, None)
-            return [list(overrides) for batch in batches for overrides in batch]
+            return grid(parsed)
     return [[_first(override) if override.is_sweep_override() else override.input_line or "" for override in parsed]]
+
+
+def grid(overrides: list[Override]) -> list[list[str]]:
+    """The overrides of every job of a sweep over all combinations, in Hydra's order."""
+    return [list(job) for batch in BasicSweeper.split_arguments(overrides, None) for job in batch]
 
 
 def _first(override: Override) -> str:
@@ -247,7 +280,9 @@ def _first(override: Override) -> str:
 
 def _job(cfg: DictConfig, sources: Sources, overrides: list[str], number: int | None) -> Job:
     with _explained(sources, overrides), flag_override(cfg, ["readonly", "struct"], False):
-        if number is not None:
+        if number is None:
+            cfg.hydra.mode = RunMode.RUN
+        else:
             cfg.hydra.job.num = number
             cfg.hydra.job.id = str(number)
         HydraConfig.instance().set_config(cfg)
@@ -266,4 +301,4 @@ def _job(cfg: DictConfig, sources: Sources, overrides: list[str], number: int | 
         OmegaConf.resolve(task)
         launcher: Any = OmegaConf.to_container(cfg.hydra.launcher, resolve=True)
     elsewhere = cfg.hydra.runtime.choices["hydra/launcher"] != "basic"
-    return Job(task, folder, overrides, sources, elsewhere, launcher, str(cfg.hydra.sweeper._target_))
+    return Job(task, cfg, folder, overrides, sources, number, elsewhere, launcher, str(cfg.hydra.sweeper._target_))

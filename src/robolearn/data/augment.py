@@ -1,9 +1,10 @@
 """Random changes of training images, on the device and before they become floats."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from annotated_types import Ge
 from torch import Tensor
 from torchvision.transforms import v2
 
@@ -64,17 +65,12 @@ class ImageTransforms:
 
     def __init__(
         self,
-        max_num_transforms: int = 3,
+        max_num_transforms: Annotated[int, Ge(0)] = 3,
         exact: bool = True,
         random_order: bool = False,
         per_sample: bool = True,
         tfs: Mapping[str, Mapping[str, Any]] | None = None,
     ):
-        if max_num_transforms < 0:
-            raise UserError(
-                f"image_transforms.max_num_transforms={max_num_transforms} should be 0 or more.",
-                key="image_transforms.max_num_transforms",
-            )
         built = {name: _build(name, **tf) for name, tf in (tfs or {}).items()}
         weights = {name: float(tf.get("weight", 1.0)) for name, tf in (tfs or {}).items()}
         self.transforms = {name: transform for name, transform in built.items() if weights[name] > 0}

@@ -4,10 +4,11 @@ import logging
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
+from annotated_types import Ge, Gt
 from torch import Tensor
 
 from robolearn.data.lerobot_format.columns import STRING_DTYPES
@@ -71,16 +72,12 @@ class LeRobotDataset(FrameDataset):
         download: bool = False,
         use_imagenet_stats: bool = True,
         video_backend: Literal["av", "pyav", "torchcodec"] = "av",
-        tolerance_s: float = 1e-4,
+        tolerance_s: Annotated[float, Gt(0)] = 1e-4,
         cache: Literal["auto", "gpu", "host", "disk"] = "auto",
         cache_dir: str | None = None,
-        max_gpu_gb: float | None = None,
-        max_host_gb: float | None = None,
+        max_gpu_gb: Annotated[float, Ge(0)] | None = None,
+        max_host_gb: Annotated[float, Ge(0)] | None = None,
     ):
-        if tolerance_s <= 0:
-            raise UserError(
-                f"dataset.tolerance_s is {tolerance_s}, but it should be above 0 seconds.", key="dataset.tolerance_s"
-            )
         self.meta = read_meta(find_root(repo_id, root, revision, download))
         self.name = repo_id if root is None and repo_id else str(self.meta.root)
         self.episodes = select_episodes(self.meta, None if episodes is None else list(episodes))

@@ -4,10 +4,11 @@ import logging
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
+from annotated_types import Ge, Gt
 from torch import Tensor
 
 from robolearn.data.lerobot_dataset import LeRobotDataset, check_excluded
@@ -63,16 +64,16 @@ class MultiDataset(FrameDataset):
         sources: Sequence[str | LeRobotDataset],
         weights: Sequence[float] | None = None,
         statistics: Literal["joint", "per_dataset"] = "joint",
-        acts_with: int = 0,
+        acts_with: Annotated[int, Ge(0)] = 0,
         exclude: Sequence[str] = (),
         download: bool = False,
         use_imagenet_stats: bool = True,
         video_backend: Literal["av", "pyav", "torchcodec"] = "av",
-        tolerance_s: float = 1e-4,
+        tolerance_s: Annotated[float, Gt(0)] = 1e-4,
         cache: Literal["auto", "gpu", "host", "disk"] = "auto",
         cache_dir: str | None = None,
-        max_gpu_gb: float | None = None,
-        max_host_gb: float | None = None,
+        max_gpu_gb: Annotated[float, Ge(0)] | None = None,
+        max_host_gb: Annotated[float, Ge(0)] | None = None,
     ):
         if not sources:
             raise UserError(

@@ -1,7 +1,9 @@
 """Aloha: two arms insert a peg or hand over a cube (ACT, Zhao et al., 2023, https://arxiv.org/abs/2304.13705)."""
 
 from collections.abc import Mapping, Sequence
-from typing import Literal, get_args
+from typing import Annotated, Literal, get_args
+
+from annotated_types import Ge, Gt
 
 from robolearn.envs.packaged import PackagedMujocoEnv, RenderMode, check_choice
 from robolearn.errors import UserError
@@ -55,16 +57,16 @@ class Aloha(PackagedMujocoEnv):
     def __init__(
         self,
         task: str = "AlohaInsertion-v0",
-        fps: float = 50,
-        episode_length: int = 400,
+        fps: Annotated[float, Gt(0)] = 50,
+        episode_length: Annotated[int, Ge(1)] = 400,
         obs_type: ObsType = "pixels_agent_pos",
         render_mode: RenderMode | None = "rgb_array",
         cameras: Sequence[str] = ("top",),
         render_quality: Literal["fast", "full"] = "fast",
-        observation_width: int = 640,
-        observation_height: int = 480,
-        visualization_width: int = 640,
-        visualization_height: int = 480,
+        observation_width: Annotated[int, Ge(1)] = 640,
+        observation_height: Annotated[int, Ge(1)] = 480,
+        visualization_width: Annotated[int, Ge(1)] = 640,
+        visualization_height: Annotated[int, Ge(1)] = 480,
         features_map: Mapping[str, str | None] | None = None,
     ) -> None:
         if not cameras:

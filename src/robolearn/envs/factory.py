@@ -5,9 +5,10 @@ import difflib
 import functools
 import logging
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
 
 import gymnasium as gym
+from annotated_types import Ge, Gt
 from gymnasium import spaces
 
 from robolearn.envs.dependencies import display_error_message, import_package, is_display_error, missing
@@ -43,7 +44,7 @@ class EnvFactory:
         instruction: The task in natural language, for policies that use language and for datasets.
 
     Raises:
-        UserError: A value can't be right.
+        UserError: Values contradict each other.
     """
 
     id_key = "env.id"
@@ -55,8 +56,8 @@ class EnvFactory:
     def __init__(
         self,
         id: str,
-        fps: float,
-        episode_length: int,
+        fps: Annotated[float, Gt(0)],
+        episode_length: Annotated[int, Ge(1)],
         features_map: Mapping[str, str | None],
         package: str | None = None,
         obs_type: str | None = None,
@@ -66,10 +67,6 @@ class EnvFactory:
         environ: Mapping[str, str] | None = None,
         instruction: str | None = None,
     ) -> None:
-        if fps <= 0:
-            raise UserError(f"env.fps={fps} must be above 0.")
-        if episode_length < 1:
-            raise UserError(f"env.episode_length={episode_length} must be at least 1.")
         self.id = id
         self.fps = float(fps)
         self.episode_length = episode_length

@@ -52,9 +52,6 @@ class PackagedEnv(EnvFactory):
         check_choice("env.obs_type", obs_type, self.obs_types)
         if "pixels" in obs_type and render_mode != "rgb_array":
             raise UserError(f"env.obs_type={obs_type} needs env.render_mode=rgb_array.")
-        for name, size in sizes.items():
-            if size < 1:
-                raise UserError(f"env.{name}={size} must be at least 1.")
         super().__init__(
             id=f"{package}/{task}",
             package=package,

@@ -3,7 +3,9 @@
 import os
 import sys
 from collections.abc import Mapping
-from typing import Literal, get_args
+from typing import Annotated, Literal, get_args
+
+from annotated_types import Ge, Gt
 
 from robolearn.envs.packaged import PackagedEnv, RenderMode
 
@@ -46,14 +48,14 @@ class PushT(PackagedEnv):
     def __init__(
         self,
         task: str = "PushT-v0",
-        fps: float = 10,
-        episode_length: int = 300,
+        fps: Annotated[float, Gt(0)] = 10,
+        episode_length: Annotated[int, Ge(1)] = 300,
         obs_type: ObsType = "pixels_agent_pos",
         render_mode: RenderMode | None = "rgb_array",
-        observation_width: int = 96,
-        observation_height: int = 96,
-        visualization_width: int = 384,
-        visualization_height: int = 384,
+        observation_width: Annotated[int, Ge(1)] = 96,
+        observation_height: Annotated[int, Ge(1)] = 96,
+        visualization_width: Annotated[int, Ge(1)] = 384,
+        visualization_height: Annotated[int, Ge(1)] = 384,
         features_map: Mapping[str, str | None] | None = None,
     ) -> None:
         super().__init__(

@@ -1,7 +1,9 @@
 """xArm lift: raise a block from the table (FOWM, Feng et al., 2023, https://arxiv.org/abs/2310.16029; gym-xarm)."""
 
 from collections.abc import Mapping
-from typing import Literal, get_args
+from typing import Annotated, Literal, get_args
+
+from annotated_types import Ge, Gt
 
 from robolearn.envs.packaged import PackagedMujocoEnv, RenderMode
 
@@ -41,15 +43,15 @@ class Xarm(PackagedMujocoEnv):
     def __init__(
         self,
         task: str = "XarmLift-v0",
-        fps: float = 25,
-        episode_length: int = 200,
+        fps: Annotated[float, Gt(0)] = 25,
+        episode_length: Annotated[int, Ge(1)] = 200,
         obs_type: ObsType = "pixels_agent_pos",
         render_mode: RenderMode | None = "rgb_array",
         render_quality: Literal["fast", "full"] = "fast",
-        observation_width: int = 84,
-        observation_height: int = 84,
-        visualization_width: int = 384,
-        visualization_height: int = 384,
+        observation_width: Annotated[int, Ge(1)] = 84,
+        observation_height: Annotated[int, Ge(1)] = 84,
+        visualization_width: Annotated[int, Ge(1)] = 384,
+        visualization_height: Annotated[int, Ge(1)] = 384,
         features_map: Mapping[str, str | None] | None = None,
     ) -> None:
         super().__init__(

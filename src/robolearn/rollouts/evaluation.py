@@ -8,10 +8,11 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import NormalDist
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
+from annotated_types import Ge
 from tqdm import tqdm
 
 from robolearn.envs.factory import EnvFactory
@@ -59,28 +60,19 @@ class Evaluator:
         task: The instruction of a policy that uses language; None: see `select_task`.
 
     Raises:
-        UserError: A value is out of range, or videos are asked of an environment that renders none.
+        UserError: More simulators than episodes, or videos are asked of an environment that renders none.
     """
 
     def __init__(
         self,
         env: EnvFactory,
-        n_episodes: int = 50,
-        batch_size: int = 50,
+        n_episodes: Annotated[int, Ge(1)] = 50,
+        batch_size: Annotated[int, Ge(1)] = 50,
         use_async_envs: bool = False,
-        seed: int = 100_000,
-        n_videos: int = 4,
+        seed: Annotated[int, Ge(0)] = 100_000,
+        n_videos: Annotated[int, Ge(0)] = 4,
         task: str | None = None,
     ) -> None:
-        least = {
-            "n_episodes": (n_episodes, 1),
-            "batch_size": (batch_size, 1),
-            "seed": (seed, 0),
-            "n_videos": (n_videos, 0),
-        }
-        for name, (value, minimum) in least.items():
-            if value < minimum:
-                raise UserError(f"eval.{name}={value} must be at least {minimum}.")
         if batch_size > n_episodes:
             raise UserError(
                 f"eval.batch_size={batch_size} is more than eval.n_episodes={n_episodes}, so that simulators would "

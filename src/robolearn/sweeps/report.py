@@ -260,9 +260,10 @@ def _run_folders(folder: Path, depth: int) -> Iterator[Path]:
 
 def _planned(file: Path) -> list[dict[str, str]]:
     """The runs of the newest grid, begun or not; none where a sampler chooses as it goes."""
-    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
+
+    from robolearn.config.compose import grid
 
     try:
         hydra = yaml.load(file.read_text(), getattr(yaml, "CSafeLoader", yaml.SafeLoader))["hydra"]
@@ -270,7 +271,7 @@ def _planned(file: Path) -> list[dict[str, str]]:
             return []
         texts = [f"{key}={value}" for key, value in (hydra["sweeper"].get("params") or {}).items()]
         parsed = OverridesParser.create().parse_overrides(texts + hydra["overrides"]["task"])
-        return [canonical(job) for batch in BasicSweeper.split_arguments(parsed, None) for job in batch]
+        return [canonical(job) for job in grid(parsed)]
     except (OSError, yaml.YAMLError, KeyError, TypeError, HydraException):
         return []
 

@@ -1,9 +1,10 @@
 """An exponential moving average of a policy's weights, which acts better than the weights themselves."""
 
 import copy
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from annotated_types import Gt, Interval
 from torch import Tensor, nn
 
 
@@ -19,7 +20,12 @@ class Ema:
         power: How fast the decay grows; 0.75 reaches 0.999 after 10,000 steps.
     """
 
-    def __init__(self, model: nn.Module, decay: float = 0.9999, power: float = 0.75) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        decay: Annotated[float, Interval(ge=0, le=1)] = 0.9999,
+        power: Annotated[float, Gt(0)] = 0.75,
+    ) -> None:
         self.model = copy.deepcopy(model).requires_grad_(False).eval()
         self.decay = decay
         self.power = power

@@ -4,7 +4,9 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from annotated_types import Ge, Interval
 
 from robolearn.agent import Agent
 from robolearn.data.replay_buffer import ReplayBuffer
@@ -43,24 +45,22 @@ class Online:
             successful ones if it imitates what it sees.
 
     Raises:
-        UserError: The numbers make no sense.
+        UserError: Options contradict each other, or one that the phase needs is missing.
     """
 
-    steps: int
-    rollout_n_episodes: int = 1
-    rollout_batch_size: int = 1
-    steps_between_rollouts: int | None = None
-    sampling_ratio: float = 0.5
-    env_seed: int | None = None
-    buffer_capacity: int | None = None
-    buffer_seed_size: int = 0
+    steps: Annotated[int, Ge(0)]
+    rollout_n_episodes: Annotated[int, Ge(1)] = 1
+    rollout_batch_size: Annotated[int, Ge(1)] = 1
+    steps_between_rollouts: Annotated[int, Ge(1)] | None = None
+    sampling_ratio: Annotated[float, Interval(ge=0, le=1)] = 0.5
+    env_seed: Annotated[int, Ge(0)] | None = None
+    buffer_capacity: Annotated[int, Ge(1)] | None = None
+    buffer_seed_size: Annotated[int, Ge(0)] = 0
     do_rollout_async: bool = False
     use_async_envs: bool = False
     keep: Literal["all", "successful"] | None = None
 
     def __post_init__(self) -> None:
-        if self.steps < 0:
-            raise UserError(f"online.steps={self.steps} must not be negative.")
         needed = {
             "steps_between_rollouts": "updates from one rollout to the next, such as 300",
             "env_seed": "the seed of the first episode collected, such as 10000",
@@ -68,16 +68,7 @@ class Online:
         }
         for name, meaning in needed.items():
             if self.steps and getattr(self, name) is None:
-                raise UserError(f"online.{name} is missing: {meaning}.")
-        least = {"rollout_n_episodes": 1, "rollout_batch_size": 1, "steps_between_rollouts": 1, "env_seed": 0}
-        for name, minimum in (least | {"buffer_seed_size": 0}).items():
-            value = getattr(self, name)
-            if value is not None and value < minimum:
-                raise UserError(f"online.{name}={value} must be at least {minimum}.")
-        if not 0 <= self.sampling_ratio <= 1:
-            raise UserError(
-                f"online.sampling_ratio={self.sampling_ratio} must lie in [0, 1]: it is the share of collected samples."
-            )
+                raise UserError(f"online.{name} is missing: {meaning}.", key=f"online.{name}")
         if self.rollout_batch_size > self.rollout_n_episodes:
             raise UserError(
                 f"online.rollout_batch_size={self.rollout_batch_size} is more than "

@@ -3,14 +3,17 @@
 import difflib
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from annotated_types import Ge, Gt
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from robolearn.errors import UserError
+
+NonNegative = Annotated[int, Ge(0)]
 
 
 def build_param_groups(
@@ -71,7 +74,7 @@ def diffusers_schedule(
     optimizer: Optimizer,
     num_training_steps: int,
     name: str = "cosine",
-    num_warmup_steps: int = 0,
+    num_warmup_steps: NonNegative = 0,
     hold_at_end: bool = True,
 ) -> LambdaLR:
     """A schedule of `diffusers.optimization.get_scheduler` by name.
@@ -107,8 +110,8 @@ def _held(factor: Callable[[int], float], last: int) -> Callable[[int], float]:
 def vqbet(
     optimizer: Optimizer,
     num_training_steps: int,
-    num_warmup_steps: int,
-    num_vqvae_training_steps: int,
+    num_warmup_steps: NonNegative,
+    num_vqvae_training_steps: NonNegative,
     num_cycles: float = 0.5,
     end_at_zero: bool = True,
 ) -> LambdaLR:
@@ -122,11 +125,7 @@ def vqbet(
         num_cycles: Waves of the cosine; 0.5 falls to 0.
         end_at_zero: The cosine ends with the run; false: it is as long as if the tokenizer had taken no steps, so that
             it never reaches 0, as in the reference.
-
-    Raises:
-        UserError: A number of steps is negative.
     """
-    _check_steps(num_warmup_steps=num_warmup_steps, num_vqvae_training_steps=num_vqvae_training_steps)
     length = num_training_steps - num_warmup_steps - (num_vqvae_training_steps if end_at_zero else 0)
 
     def factor(step: int) -> float:
@@ -146,10 +145,10 @@ def vqbet(
 def cosine_decay_with_warmup(
     optimizer: Optimizer,
     num_training_steps: int,
-    num_warmup_steps: int,
-    num_decay_steps: int,
-    peak_lr: float,
-    decay_lr: float,
+    num_warmup_steps: NonNegative,
+    num_decay_steps: NonNegative,
+    peak_lr: Annotated[float, Gt(0)],
+    decay_lr: Annotated[float, Ge(0)],
     decay_after_warmup: bool = True,
 ) -> LambdaLR:
     """Linear warm-up, then a cosine from the full rate to `decay_lr` / `peak_lr` of it, which then stays.
@@ -165,12 +164,13 @@ def cosine_decay_with_warmup(
             jumps there, as in the reference.
 
     Raises:
-        UserError: Numbers make no sense.
+        UserError: `decay_lr` is more than `peak_lr`.
     """
     del num_training_steps
-    _check_steps(num_warmup_steps=num_warmup_steps, num_decay_steps=num_decay_steps)
-    if not 0 <= decay_lr <= peak_lr or peak_lr == 0:
-        raise UserError(f"scheduler.decay_lr={decay_lr} must lie between 0 and scheduler.peak_lr={peak_lr}.")
+    if decay_lr > peak_lr:
+        raise UserError(
+            f"scheduler.decay_lr={decay_lr} is more than scheduler.peak_lr={peak_lr}.", key="scheduler.decay_lr"
+        )
     floor = decay_lr / peak_lr
     start = num_warmup_steps if decay_after_warmup else 0
 
@@ -181,9 +181,3 @@ def cosine_decay_with_warmup(
         return (1 - floor) * 0.5 * (1 + math.cos(math.pi * progress)) + floor
 
     return LambdaLR(optimizer, factor)
-
-
-def _check_steps(**steps: int) -> None:
-    for name, number in steps.items():
-        if number < 0:
-            raise UserError(f"scheduler.{name}={number} must not be negative.")
