@@ -116,11 +116,11 @@ def download(wheels: Path, given: argparse.Namespace, options: list[str]) -> str
     raise SystemExit(f"pip could not get the wheels:\n{done.stderr[-2000:]}")
 
 
-def without_wheel(told: str) -> str | None:
+def without_wheel(output: str) -> str | None:
     """The one requirement that pip found no wheel of, by what it printed."""
-    if found := re.search(r"No matching distribution found for (\S+)", told):
+    if found := re.search(r"No matching distribution found for (\S+)", output):
         return found[1].split(";")[0]
-    wanted = re.findall(r"^ +\S.* depends on ([^\s;]+)", told, re.MULTILINE)
+    wanted = re.findall(r"^ +\S.* depends on ([^\s;]+)", output, re.MULTILINE)
     return wanted[0] if wanted and len({re.split(r"[^\w.-]", each)[0] for each in wanted}) == 1 else None
 
 

@@ -367,8 +367,8 @@ def check_actions(fixture: Fixture, policy: Policy, normalizer: Normalizer, wors
     """The actions of every step of a rollout, through the agent's history and queue."""
     steps = fixture.tensors["select_action"]
     tasks = fixture.expected.get("task") or []
-    told = [tasks[i % 2] for i in range(steps.shape[1])] if tasks else []
-    agent = Agent(policy.eval(), normalizer, torch.device("cpu"), tasks=told)
+    prompts = [tasks[i % 2] for i in range(steps.shape[1])] if tasks else []
+    agent = Agent(policy.eval(), normalizer, torch.device("cpu"), tasks=prompts)
     agent.reset()
     for i, want in enumerate(steps):
         observation = {key: value[i].numpy() for key, value in fixture.observations.items()}

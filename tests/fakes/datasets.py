@@ -89,13 +89,13 @@ def _episode(
 
 
 def _images(length: int, size: int, rng: np.random.Generator) -> np.ndarray:
-    """Smooth pictures (length, H, W, 3): a square that moves over a shaded ground."""
+    """Smooth images (length, H, W, 3): a square that moves over a shaded ground."""
     ground = np.linspace(80, 200, size, dtype=np.uint8)[None, :, None].repeat(size, 0).repeat(3, 2)
-    pictures = np.stack([ground] * length)
-    for picture in pictures:
+    frames = np.stack([ground] * length)
+    for image in frames:
         y, x = rng.integers(0, size - size // 4, 2)
-        picture[y : y + size // 4, x : x + size // 4] = rng.integers(0, 255, 3)
-    return pictures
+        image[y : y + size // 4, x : x + size // 4] = rng.integers(0, 255, 3)
+    return frames
 
 
 def _stats(columns: dict[str, Any], images: dict[str, np.ndarray]) -> dict[str, dict[str, Any]]:
@@ -103,8 +103,8 @@ def _stats(columns: dict[str, Any], images: dict[str, np.ndarray]) -> dict[str, 
     for key, values in columns.items():
         array = np.asarray(values, dtype=np.float64).reshape(len(values), -1)
         stats[key] = _moments(array, (0,), ())
-    for key, pictures in images.items():
-        stats[key] = _moments(pictures / 255.0, (0, 1, 2), (3, 1, 1))
+    for key, frames in images.items():
+        stats[key] = _moments(frames / 255.0, (0, 1, 2), (3, 1, 1))
     return stats
 
 
@@ -180,8 +180,8 @@ def _write_v3(folder, version, records, image_dtype, cameras, codec) -> None:
     pq.write_table(tasks, folder / "meta/tasks.parquet")
     (folder / "meta/stats.json").write_text(json.dumps(_merged_stats(records)))
     for key in cameras if image_dtype == "video" else ():
-        pictures = np.concatenate([record["images"][key] for record in records])
-        write_video(folder / "videos" / key / "chunk-000/file-000.mp4", pictures, codec)
+        frames = np.concatenate([record["images"][key] for record in records])
+        write_video(folder / "videos" / key / "chunk-000/file-000.mp4", frames, codec)
 
 
 def _write_v2(folder, version, records, image_dtype, cameras, codec) -> None:
@@ -206,14 +206,14 @@ def _columns_with_images(records: list[dict[str, Any]], image_dtype) -> dict[str
     columns = {key: sum((r["columns"][key] for r in records), []) for key in records[0]["columns"]}
     if image_dtype == "image":
         for key in records[0]["images"]:
-            pictures = [picture for record in records for picture in record["images"][key]]
-            columns[key] = [{"bytes": _png(picture), "path": f"{i}.png"} for i, picture in enumerate(pictures)]
+            frames = [image for record in records for image in record["images"][key]]
+            columns[key] = [{"bytes": _png(image), "path": f"{i}.png"} for i, image in enumerate(frames)]
     return columns
 
 
-def _png(picture: np.ndarray) -> bytes:
+def _png(image: np.ndarray) -> bytes:
     stream = io.BytesIO()
-    Image.fromarray(picture).save(stream, format="PNG")
+    Image.fromarray(image).save(stream, format="PNG")
     return stream.getvalue()
 
 
@@ -221,15 +221,15 @@ def _write_lines(path: Path, lines: list[dict[str, Any]]) -> None:
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
-def write_video(path: Path, pictures: np.ndarray, codec: str = "mpeg4") -> None:
-    """Encode pictures (N, H, W, 3) at FPS frames a second, a key frame at every other one."""
+def write_video(path: Path, frames: np.ndarray, codec: str = "mpeg4") -> None:
+    """Encode frames (N, H, W, 3) at FPS frames a second, a key frame at every other one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with av.open(str(path), "w") as container:
         stream: Any = container.add_stream(codec, rate=FPS)
-        stream.width, stream.height, stream.pix_fmt = pictures.shape[2], pictures.shape[1], "yuv420p"
+        stream.width, stream.height, stream.pix_fmt = frames.shape[2], frames.shape[1], "yuv420p"
         stream.gop_size, stream.codec_context.time_base = 2, Fraction(1, FPS)
-        for number, picture in enumerate(pictures):
-            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")
-            frame.pts, frame.time_base = number, Fraction(1, FPS)
+        for index, image in enumerate(frames):
+            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
+            frame.pts, frame.time_base = index, Fraction(1, FPS)
             container.mux(stream.encode(frame))
         container.mux(stream.encode())

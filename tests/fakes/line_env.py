@@ -61,7 +61,7 @@ class LineDataset(FrameDataset):
     num_frames = 40
     device = torch.device("cpu")
 
-    def __init__(self, repo_id: str = "toy/line", root: str | None = None) -> None:
+    def __init__(self, repo_id: str = "fake/line", root: str | None = None) -> None:
         if root is not None and not Path(root).is_dir():
             raise UserError(f"dataset.root={root}: there is no such folder.")
         self.name = repo_id
@@ -111,7 +111,7 @@ FILES = {
     "policy: {_target_: fakes.line_env.Linear, _partial_: true, n_action_steps: 1}\n",
     "env/line": "# @package _global_\ndefaults: [{override /dataset: line}]\n"
     "env: {_target_: fakes.line_env.LineSimulator, size: 1}\n",
-    "dataset/line": "_target_: fakes.line_env.LineDataset\nrepo_id: toy/line\nroot: null\n",
+    "dataset/line": "_target_: fakes.line_env.LineDataset\nrepo_id: fake/line\nroot: null\n",
 }
 """What the user's own configuration folder holds."""
 

@@ -47,7 +47,7 @@ def write_tokenizer(folder: Path) -> Path:
     from transformers import PreTrainedTokenizerFast
 
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    words = {word: number for number, word in enumerate(["<pad>", "<eos>", "<bos>", *alphabet])}
+    words = {word: index for index, word in enumerate(["<pad>", "<eos>", "<bos>", *alphabet])}
     tokenizer = Tokenizer(models.BPE(vocab=words, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.post_processor = processors.TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", 2)])

@@ -56,12 +56,12 @@ class Line(Policy):
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         self.calls += 1
-        told = self.at[self.calls]() if self.calls in self.at else None
+        factor = self.at[self.calls]() if self.calls in self.at else None
         noise = torch.randn(batch["action"].shape) + random.random() + float(np.random.rand())
         errors = (self.line(batch["observation.state"]) - batch["action"] + self.noise * noise) ** 2
         loss = errors.mean()
-        if isinstance(told, float):
-            loss = loss * told
+        if isinstance(factor, float):
+            loss = loss * factor
         return loss, {"largest": errors.detach().max()}
 
     def act(self, observation: Batch, state: Batch, explore: bool = False) -> tuple[Tensor, Batch]:

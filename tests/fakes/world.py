@@ -128,8 +128,8 @@ def compare() -> None:
             found = learnt(name, ranks)
             assert found.keys() == whole[name].keys(), name
             for key, value in found.items():
-                told = partial("{} {}: {}".format, name, key)
-                torch.testing.assert_close(value, whole[name][key], rtol=2e-4, atol=2e-6, msg=told)
+                name_of = partial("{} {}: {}".format, name, key)
+                torch.testing.assert_close(value, whole[name][key], rtol=2e-4, atol=2e-6, msg=name_of)
             print(f"{name}: {len(found)} tensors agree")
 
 
