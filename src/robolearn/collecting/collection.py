@@ -72,7 +72,7 @@ def folder_of_its_own(out: Path, recipe: Mapping[str, Any]) -> Iterator[None]:
     try:
         lock.acquire(timeout=0)
     except filelock.Timeout:
-        raise UserError(f"Another process collects into {out}; wait for it or give another out=.") from None
+        raise UserError(f"Another process collects into {out}; wait for it or give another out=.", key="out") from None
     try:
         yield
     finally:
@@ -92,24 +92,29 @@ def check_folder(out: Path, recipe: Mapping[str, Any]) -> None:
     from robolearn.data.lerobot_format.meta import read_json
 
     if out.exists() and not out.is_dir():
-        raise UserError(f"out={out} is a file; give a folder.")
+        raise UserError(f"out={out} is a file; give a folder.", key="out")
     names = sorted(path.name for path in out.iterdir() if not path.name.startswith(".")) if out.is_dir() else []
     info = out / "meta" / "info.json"
     if not info.is_file():
         # What a process that was killed before its first commit may have left.
         if foreign := [name for name in names if name not in ("meta", "data", "videos")]:
-            raise UserError(f"out={out} holds other files ({foreign[0]}) and no dataset; give a folder of its own.")
+            raise UserError(
+                f"out={out} holds other files ({foreign[0]}) and no dataset; give a folder of its own.", key="out"
+            )
         return
     found = read_json(info).get(RECIPE)
     if not isinstance(found, dict):
-        raise UserError(f"out={out} holds a dataset that robolearn-collect has not made; give another folder.")
+        raise UserError(
+            f"out={out} holds a dataset that robolearn-collect has not made; give another folder.", key="out"
+        )
     old, new = flatten(found), flatten(recipe)
     keys = [key for key in dict.fromkeys([*old, *new]) if old.get(key) != new.get(key) and key != "robolearn"]
     if keys:
         shown = "; ".join(f"{key} was {old.get(key, 'absent')}, now {new.get(key, 'absent')}" for key in keys[:3])
         raise UserError(
             f"out={out} holds a dataset that was collected in another way ({shown}); give another folder, or the same "
-            "keys to resume it."
+            "keys to resume it.",
+            key="out",
         )
 
 
@@ -171,7 +176,8 @@ class Collection:
         elif self._consecutive_failures >= self.max_consecutive_failures:
             raise UserError(
                 f"{self.max_consecutive_failures} episodes in a row failed, so collecting stops; see what they do with "
-                "keep_failures=true, or give a larger patience=."
+                "keep_failures=true, or give a larger patience=.",
+                key="patience",
             )
 
     def _commit(self) -> None:
@@ -181,7 +187,8 @@ class Collection:
             if is_full(error, self.writer.root):
                 raise UserError(
                     f"The disk is full: {len(self.writer.rows)} of {self.episodes} episodes are in {self.writer.root} "
-                    "and intact; make room and give the same command, which resumes from there."
+                    "and intact; make room and give the same command, which resumes from there.",
+                    key="out",
                 ) from error
             raise
         self._due = time.monotonic() + max(COMMIT_S, 20 * seconds)

@@ -66,7 +66,7 @@ class DemonstrationTask:
             except Exception as error:  # the demonstrator may be a user's own
                 name = type(demonstrator).__name__
                 raise UserError(
-                    f"{name} failed in the episode with seed {seed}: {describe_exception(error)}."
+                    f"{name} failed in the episode with seed {seed}: {describe_exception(error)}.", key="demonstrator"
                 ) from error
             kept = self.keep_failures or episode.success is not False
             record = self.recorder(episode, clean) if kept else None

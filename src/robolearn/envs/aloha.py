@@ -70,7 +70,9 @@ class Aloha(PackagedMujocoEnv):
         features_map: Mapping[str, str | None] | None = None,
     ) -> None:
         if not cameras:
-            raise UserError("env.cameras=[] names none; an obs_type without images is env.obs_type=state.")
+            raise UserError(
+                "env.cameras=[] names none; an obs_type without images is env.obs_type=state.", key="env.cameras"
+            )
         for camera in cameras:
             check_choice("env.cameras", camera, CAMERAS)
         super().__init__(

@@ -49,12 +49,12 @@ def import_package(package: str | None, environ: Mapping[str, str]) -> None:
     try:
         importlib.import_module(package)
     except ImportError as error:
-        raise UserError(missing(error, package)) from error
+        raise UserError(missing(error, package), key="env.package") from error
     except Exception as error:
         # PyOpenGL without its library: an AttributeError of None, deep inside.
         if not is_display_error(error):
             raise
-        raise UserError(display_error_message(error)) from error
+        raise UserError(display_error_message(error), key="MUJOCO_GL") from error
 
 
 def _load_triton() -> None:

@@ -1,7 +1,6 @@
 """The recipe of a simulator: what conf/env describes."""
 
 import dataclasses
-import difflib
 import functools
 import logging
 from collections.abc import Mapping
@@ -14,7 +13,7 @@ from gymnasium import spaces
 from robolearn.envs.dependencies import display_error_message, import_package, is_display_error, missing
 from robolearn.envs.vector import VectorEnv, make_vector_env
 from robolearn.envs.wrappers import FlattenToDatasetKeys, FreezeAfterEpisodeEnd, SuccessWrapper, describe_exception
-from robolearn.errors import UserError
+from robolearn.errors import UserError, closest_match
 from robolearn.system.workers import limit_threads
 from robolearn.types import Feature, Spec, kind_of
 
@@ -102,7 +101,8 @@ class EnvFactory:
             action = env.action_space
             if not isinstance(action, spaces.Box) or len(action.shape) != 1:
                 raise UserError(
-                    f"{self.id_key}={self.id} has actions {action}; only vectors (a Box of one axis) can be learned."
+                    f"{self.id_key}={self.id} has actions {action}; only vectors (a Box of one axis) can be learned.",
+                    key=self.id_key,
                 )
             real = env.metadata.get("render_fps")
             if real and real != self.fps:
@@ -190,16 +190,17 @@ def open_simulator(
         made = dataclasses.replace(gym.spec(id), entry_point=entry_point) if entry_point else id
         env = gym.make(made, disable_env_checker=True, **kwargs)
     except gym.error.UnregisteredEnv as error:
-        raise UserError(_unknown_id(id, id_key)) from error
+        raise UserError(_unknown_id(id, id_key), key=id_key) from error
     except (ImportError, gym.error.DependencyNotInstalled) as error:
-        raise UserError(missing(error, package)) from error
+        raise UserError(missing(error, package), key="env.package") from error
     except UserError:
         raise
     except Exception as error:  # the environment's own constructor may raise anything
         if is_display_error(error):
-            raise UserError(display_error_message(error)) from error
+            raise UserError(display_error_message(error), key="MUJOCO_GL") from error
+        reason = describe_exception(error)
         raise UserError(
-            f"{id_key}={id} can't be opened with {_listed(kwargs)}: {describe_exception(error)}; check the keys of env."
+            f"{id_key}={id} can't be opened with {_listed(kwargs)}: {reason}; check the keys of env.", key=id_key
         ) from error
     limit_threads()
     return FreezeAfterEpisodeEnd(SuccessWrapper(FlattenToDatasetKeys(env, features_map), success_key), id)
@@ -226,7 +227,7 @@ def check_same_spec(dataset: Spec, env: Spec) -> None:
     if dataset.action.shape != env.action.shape:
         faults.append(f"action has shape {dataset.action.shape} in the dataset and {env.action.shape} in the simulator")
     if faults:
-        raise UserError(f"Dataset and simulator do not fit: {'; '.join(faults)}; {_remedy(dataset, env)}.")
+        raise UserError(f"Dataset and simulator do not fit: {'; '.join(faults)}; {_remedy(dataset, env)}.", key="env")
     if dataset.fps != env.fps:
         log.warning("The dataset was recorded at %g fps, the simulator runs at %g (env.fps).", dataset.fps, env.fps)
     recorded = DEFAULT_RENDER_SETTINGS | dataset.settings
@@ -259,8 +260,8 @@ def _remedy(dataset: Spec, env: Spec) -> str:
 
 
 def _unknown_id(id: str, id_key: str) -> str:
-    near = difflib.get_close_matches(id, sorted(gym.registry), n=1, cutoff=0.5)
-    hint = f"did you mean {_value(near[0], id_key)}?" if near else "is env.package the package that registers it?"
+    nearest = closest_match(id, sorted(gym.registry), cutoff=0.5)
+    hint = f"did you mean {_value(nearest, id_key)}?" if nearest else "is env.package the package that registers it?"
     return f"{id_key}={_value(id, id_key)}: gymnasium knows no {id} ({hint})"
 
 

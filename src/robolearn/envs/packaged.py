@@ -1,12 +1,11 @@
 """What the recipes of the three packaged simulators have in common."""
 
-import difflib
 import sys
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
 from robolearn.envs.factory import EnvFactory
-from robolearn.errors import UserError
+from robolearn.errors import UserError, closest_match
 
 RenderMode = Literal["rgb_array"]
 
@@ -51,7 +50,7 @@ class PackagedEnv(EnvFactory):
     ) -> None:
         check_choice("env.obs_type", obs_type, self.obs_types)
         if "pixels" in obs_type and render_mode != "rgb_array":
-            raise UserError(f"env.obs_type={obs_type} needs env.render_mode=rgb_array.")
+            raise UserError(f"env.obs_type={obs_type} needs env.render_mode=rgb_array.", key="env.render_mode")
         super().__init__(
             id=f"{package}/{task}",
             package=package,
@@ -92,5 +91,5 @@ def check_choice(key: str, value: str, choices: tuple[str, ...]) -> None:
         UserError: It is none of them.
     """
     if value not in choices:
-        near = difflib.get_close_matches(value, choices, n=1, cutoff=0)
-        raise UserError(f"{key}={value} is none of {', '.join(choices)} (did you mean {near[0]}?)")
+        nearest = closest_match(value, choices, cutoff=0)
+        raise UserError(f"{key}={value} is none of {', '.join(choices)} (did you mean {nearest}?)", key=key)

@@ -49,7 +49,8 @@ class Cameras:
         if not image[::8].any():
             raise UserError(
                 f"The image of the camera {camera} is black, so OpenGL does not work here; update the graphics "
-                "driver, or render without it: MUJOCO_GL=osmesa (apt-get install -y libosmesa6)."
+                "driver, or render without it: MUJOCO_GL=osmesa (apt-get install -y libosmesa6).",
+                key="MUJOCO_GL",
             )
         return image
 
@@ -68,7 +69,7 @@ class Cameras:
         try:
             renderer = mujoco.Renderer(self._model, height, width)
         except Exception as error:  # each backend has its own exceptions
-            raise UserError(display_error_message(error)) from error
+            raise UserError(display_error_message(error), key="MUJOCO_GL") from error
         _close_before_others()
         self._renderers[width, height] = renderer
         return renderer

@@ -46,7 +46,9 @@ class FlattenToDatasetKeys(gym.ObservationWrapper):
             if key is None:
                 continue
             if key in canonical:
-                raise UserError(f"env.features_map gives {key} twice, for {self._keys[key]!r} and {name!r}.")
+                raise UserError(
+                    f"env.features_map gives {key} twice, for {self._keys[key]!r} and {name!r}.", key="env.features_map"
+                )
             self._keys[key] = name
             canonical[key] = self._canonical_space(name, key, space)
         self._spaces = canonical
@@ -56,7 +58,8 @@ class FlattenToDatasetKeys(gym.ObservationWrapper):
         if not isinstance(space, spaces.Box):
             raise UserError(
                 f"The simulator's observation {name!r} is a {type(space).__name__}, which datasets can't hold; "
-                f"map it to null in env.features_map or give a Box instead."
+                f"map it to null in env.features_map or give a Box instead.",
+                key="env.features_map",
             )
         if kind_of(key) != "VISUAL":
             shape = space.shape or (1,)
@@ -64,7 +67,8 @@ class FlattenToDatasetKeys(gym.ObservationWrapper):
         if space.dtype != np.uint8 or len(space.shape) != 3:
             raise UserError(
                 f"env.features_map calls {name!r} an image ({key}), but the simulator gives {space.dtype} of shape "
-                f"{space.shape} instead of uint8 (height, width, channels)."
+                f"{space.shape} instead of uint8 (height, width, channels).",
+                key="env.features_map",
             )
         height, width, channels = space.shape
         if channels in CHANNELS:
@@ -111,7 +115,8 @@ class SuccessWrapper(gym.Wrapper):
         if self._key not in info:
             raise UserError(
                 f"The simulator reports no {self._key!r} in its info (it has: {', '.join(info) or 'nothing'}); "
-                "set env.success_key to the one that says success, or to null."
+                "set env.success_key to the one that says success, or to null.",
+                key="env.success_key",
             )
         success = bool(info[self._key])
         return observation, float(reward), bool(terminated), bool(truncated), {"success": success}
@@ -211,9 +216,13 @@ def _dataset_key(name: str, features_map: Mapping[str, str | None]) -> str | Non
         raise UserError(
             f"The simulator's observation has {name!r}, which env.features_map does not name (it has: "
             f"{', '.join(features_map)}); give it a key such as observation.{name.replace('/', '.')}, or null to "
-            "leave it out."
+            "leave it out.",
+            key="env.features_map",
         )
     key = features_map[name]
     if key is not None and not key.startswith("observation."):
-        raise UserError(f"env.features_map.{name}={key} must start with 'observation.', as dataset keys do.")
+        raise UserError(
+            f"env.features_map.{name}={key} must start with 'observation.', as dataset keys do.",
+            key=f"env.features_map.{name}",
+        )
     return key

@@ -76,12 +76,14 @@ class Evaluator:
         if batch_size > n_episodes:
             raise UserError(
                 f"eval.batch_size={batch_size} is more than eval.n_episodes={n_episodes}, so that simulators would "
-                f"stand idle; set eval.batch_size={n_episodes}."
+                f"stand idle; set eval.batch_size={n_episodes}.",
+                key="eval.batch_size",
             )
         if n_videos and not env.can_render:
             raise UserError(
                 f"eval.n_videos={n_videos} needs env.render_mode=rgb_array instead of {env.render_mode}; "
-                "set eval.n_videos=0 or render."
+                "set eval.n_videos=0 or render.",
+                key="eval.n_videos",
             )
         self.env, self.n_episodes, self.batch_size = env, n_episodes, batch_size
         self.task = task
@@ -115,7 +117,8 @@ class Evaluator:
         except OSError as error:
             raise UserError(
                 f"The evaluation can't be written to {folder}: {error.strerror or error}; "
-                "make room there or give another output_dir."
+                "make room there or give another output_dir.",
+                key="output_dir",
             ) from error
         return result
 

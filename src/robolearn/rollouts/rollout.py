@@ -85,7 +85,8 @@ def rollout(
     except (EOFError, ConnectionError) as error:
         raise UserError(
             f"The process of a simulator died in an episode with one of the seeds {seeds[0]} to {seeds[-1]} "
-            "(too little memory?); set eval.use_async_envs=false or a smaller eval.batch_size."
+            "(too little memory?); set eval.use_async_envs=false or a smaller eval.batch_size.",
+            key="eval.use_async_envs",
         ) from error
 
 
@@ -140,7 +141,10 @@ def _check_actions(actions: np.ndarray, env: VectorEnv, active: np.ndarray, step
     if actions.shape != env.action_space.shape:
         raise UserError(
             f"The policy gives actions of shape {actions.shape[1:]}, the simulator takes {env.action_space.shape[1:]};"  # type: ignore[index]
-            " evaluate it in the env of its dataset."
+            " evaluate it in the env of its dataset.",
+            key="env",
         )
     if not np.isfinite(actions[active]).all():
-        raise UserError(f"The policy's action at step {step} of an episode is not finite; its training has diverged.")
+        raise UserError(
+            f"The policy's action at step {step} of an episode is not finite; its training has diverged.", key="policy"
+        )

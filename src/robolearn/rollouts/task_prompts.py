@@ -24,7 +24,9 @@ class TaskEmbeddings:
 
     def __init__(self, policy: Policy, tasks: Sequence[str], device: torch.device) -> None:
         if not tasks:
-            raise UserError("The policy reads tasks, but the dataset tells none; choose another dataset or policy.")
+            raise UserError(
+                "The policy reads tasks, but the dataset has none; choose another dataset or policy.", key="dataset"
+            )
         self._encoded = {key: value.to(device) for key, value in policy.encode_tasks(tasks).items()}
 
     def __call__(self, batch: Batch) -> Batch:
@@ -50,7 +52,7 @@ def select_task(wanted: str | None, learned: Sequence[str], instruction: str | N
     if instruction:
         return instruction
     listed = ", ".join(repr(task) for task in learned[:5]) or "none"
-    raise UserError(f"eval.task: the policy needs an instruction; it has learned these: {listed}.")
+    raise UserError(f"eval.task: the policy needs an instruction; it has learned these: {listed}.", key="eval.task")
 
 
 def task_prompts(policy: Policy, evaluator: Evaluator, learned: Sequence[str]) -> list[str]:

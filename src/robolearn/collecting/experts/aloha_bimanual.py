@@ -11,7 +11,7 @@ import numpy as np
 from robolearn.collecting.experts.expert import Demonstrator
 from robolearn.collecting.experts.scene import Scene
 from robolearn.collecting.experts.waypoints import UnreachableError, Waypoint, motion
-from robolearn.errors import UserError
+from robolearn.errors import UserError, at_least
 
 OPEN, CLOSED = 0.97, 0.065
 """As far as the fingers go."""
@@ -48,13 +48,15 @@ class AlohaDemonstrator(Demonstrator):
     def __init__(self, env: gym.Env, fastest: float = 0.08, pace: float = 1.0, rehearsals: int = 4) -> None:
         super().__init__(env)
         if getattr(env.unwrapped, "task", None) != self.task:
-            raise UserError(f"demonstrator=aloha_{self.task} demonstrates env=aloha_{self.task}, not {env.unwrapped}.")
+            raise UserError(
+                f"demonstrator=aloha_{self.task} demonstrates env=aloha_{self.task}, not {env.unwrapped}.",
+                key="demonstrator",
+            )
         if not fastest > 0:
-            raise UserError(f"demonstrator.fastest={fastest} must be above 0.")
+            raise UserError(f"demonstrator.fastest={fastest} must be above 0.", key="demonstrator.fastest")
         if not pace > 0:
-            raise UserError(f"demonstrator.pace={pace} must be above 0.")
-        if rehearsals < 1:
-            raise UserError(f"demonstrator.rehearsals={rehearsals} must be at least 1.")
+            raise UserError(f"demonstrator.pace={pace} must be above 0.", key="demonstrator.pace")
+        at_least(1, **{"demonstrator.rehearsals": rehearsals})
         self.fastest, self.pace, self.rehearsals = fastest, pace, rehearsals
 
     @abstractmethod

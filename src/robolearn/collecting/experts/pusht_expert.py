@@ -11,7 +11,7 @@ from shapely.geometry import Point, Polygon
 from robolearn.collecting.experts.expert import Demonstrator
 from robolearn.collecting.experts.path_planning import Path, shortest_path
 from robolearn.collecting.experts.push_physics import RADIUS, SUBSTEPS, BlockShape, SimulatedPush, State
-from robolearn.errors import UserError
+from robolearn.errors import UserError, at_least
 
 BOUNDS = (17.0, 17.0, 495.0, 495.0)
 """Where the agent may go: between the walls."""
@@ -76,13 +76,12 @@ class PushTDemonstrator(Demonstrator):
         from gym_pusht.envs.pusht import PushTEnv  # here, since it opens pygame
 
         if not isinstance(env.unwrapped, PushTEnv):
-            raise UserError(f"demonstrator=pusht demonstrates env=pusht, not {env.unwrapped}.")
+            raise UserError(f"demonstrator=pusht demonstrates env=pusht, not {env.unwrapped}.", key="demonstrator")
         options = {"speed": speed, "push_speed": push_speed, "spacing": spacing, "tries": tries}
         for name, value in options.items():
             if not value > 0:
-                raise UserError(f"demonstrator.{name}={value} must be above 0.")
-        if clearance < 0:
-            raise UserError(f"demonstrator.clearance={clearance} must not be below 0.")
+                raise UserError(f"demonstrator.{name}={value} must be above 0.", key=f"demonstrator.{name}")
+        at_least(0, **{"demonstrator.clearance": clearance})
         self.speed, self.push_speed, self.spacing = float(speed), float(push_speed), float(spacing)
         self.clearance, self.tries = float(clearance), int(tries)
         self._targets: Iterator[tuple[float, float]] = iter(())

@@ -7,7 +7,7 @@ import gymnasium as gym
 import numpy as np
 
 from robolearn.collecting.experts.expert import Demonstrator
-from robolearn.errors import UserError
+from robolearn.errors import UserError, one_of
 
 Level = Literal["expert", "medium"]
 
@@ -72,11 +72,12 @@ class XarmLiftDemonstrator(Demonstrator):
     def __init__(self, env: gym.Env, level: Level = "expert", gain: float = 40.0) -> None:
         super().__init__(env)
         if not hasattr(env.unwrapped, "eef"):
-            raise UserError(f"demonstrator=xarm_lift demonstrates env=xarm_lift, not {env.unwrapped}.")
-        if level not in get_args(Level):
-            raise UserError(f"demonstrator.level={level} is none of {', '.join(get_args(Level))}.")
+            raise UserError(
+                f"demonstrator=xarm_lift demonstrates env=xarm_lift, not {env.unwrapped}.", key="demonstrator"
+            )
+        one_of("demonstrator.level", level, get_args(Level))
         if not gain > 0:
-            raise UserError(f"demonstrator.gain={gain} must be above 0.")
+            raise UserError(f"demonstrator.gain={gain} must be above 0.", key="demonstrator.gain")
         self.level, self.gain = level, gain
 
     def reset(self, rng: np.random.Generator) -> None:
