@@ -164,7 +164,7 @@ class Fixture:
             stack.enter_context(_patched(torch.Tensor, "uniform_", uniform))
             index = lambda odds: pop("torch.multinomial").view(odds.shape[:-1])  # noqa: E731
             for module in (planner, vqbet):
-                stack.enter_context(_patched(module, "draw", index))
+                stack.enter_context(_patched(module, "sample", index))
             yield
         if queue:
             raise AssertionError(f"{phase}: {len(queue)} recorded draws were not asked for")

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from robolearn.checkpoints.lerobot import parameter_names, weights
+from robolearn.checkpoints.lerobot import parameter_names, registry, weights
 from robolearn.errors import UserError
 
 # The features of the datasets that the lists of names were made with.
@@ -107,7 +107,8 @@ def test_only_constants_have_no_place(shared: Path, kind: str, dataset: str) -> 
 @pytest.mark.parametrize(("kind", "dataset"), PUBLISHED)
 def test_an_export_has_all_names_shapes_and_types(shared: Path, kind: str, dataset: str) -> None:
     with torch.device("meta"):
-        state = weights.to_lerobot(kind, *weights.build(config(dataset, **OPTIONS[kind])))
+        options = config(dataset, **OPTIONS[kind])
+        state = weights.to_lerobot(kind, *weights.build(options), options)
     lines = (shared / "golden/state_dict_keys" / f"{kind}_{dataset}.tsv").read_text().splitlines()
     rows = [line.split("\t") for line in lines]
     expected = {name: (f"torch.{dtype}", json.loads(shape)) for name, dtype, shape, *_ in rows}
@@ -119,9 +120,10 @@ def test_an_export_has_all_names_shapes_and_types(shared: Path, kind: str, datas
 def test_names_go_back(shared: Path, separate: bool) -> None:
     for fixture in sorted((shared / "golden/public").glob("*/state_dict.json")):
         kind = fixture.parent.name.partition("_")[0]
-        if kind not in weights.POLICIES or ("separate" in fixture.parent.name) != separate:
+        if kind not in registry.kinds() or ("separate" in fixture.parent.name) != separate:
             continue
-        to_ours, to_theirs = parameter_names.rename(kind), parameter_names.rename_back(kind, separate)
+        options = {"use_separate_rgb_encoder_per_camera": separate}
+        to_ours, to_theirs = parameter_names.rename(kind), parameter_names.rename_back(kind, options)
         for name in (row["name"] for row in json.loads(fixture.read_text())):
             place = to_ours(name)
             if name != TIED and place and place[0] == "policy":

@@ -2,16 +2,20 @@
 
 import json
 import logging
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from fakes import lerobot
 from fakes.parity import ACT, DIFFUSION, PI0, TDMPC, VQBET, parity
 from safetensors.torch import load_file, save_file
 
 from robolearn.checkpoints import locate
-from robolearn.checkpoints.lerobot.export import export
+from robolearn.checkpoints.lerobot import registry
+from robolearn.checkpoints.lerobot.export import export, training_fields
 from robolearn.checkpoints.load import PretrainedCheckpoint
 from robolearn.config.build import load_policy
 from robolearn.errors import UserError
@@ -30,14 +34,43 @@ def message(function, *arguments) -> str:
     return text
 
 
+def test_checkpoints_are_found_and_read_without_any_policy():
+    """What the trainer imports to start from a checkpoint knows no policy."""
+    code = (
+        "import sys; from robolearn.checkpoints import load, locate, store; "
+        "print(*(name for name in sys.modules if name.startswith('robolearn.policies.')))"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.split() == ["robolearn.policies.base"]
+
+
+def test_an_export_of_a_run_has_the_presets_of_its_training(tmp_path):
+    """Optimizer and schedule of our configuration files are recognised as those of LeRobot's preset."""
+    for kind in registry.kinds():
+        interop = registry.get_interop(kind)
+        run = {
+            "policy": registry.default_options("policy", kind),
+            "optimizer": {**registry.default_options("optimizer", interop.optimizer), "lr": 0.5},
+            "scheduler": {**registry.default_options("scheduler", interop.scheduler), "num_warmup_steps": 7},
+            "param_groups": {"backbone": {"lr": 0.25}, "tokenizer": {"lr": 0.125, "weight_decay": 0.0}},
+        }
+        folder = tmp_path / kind / "00000001"
+        folder.mkdir(parents=True)
+        (folder / "config.yaml").write_text(yaml.safe_dump(run))
+        fields = training_fields(kind, folder)
+        assert fields["optimizer_lr"] == 0.5
+        assert fields.get("scheduler_warmup_steps") == {"act": None, "tdmpc": None}.get(kind, 7)
+        assert fields.get("optimizer_lr_backbone") == {"act": 0.25}.get(kind)
+        assert fields.get("optimizer_vqvae_lr") == {"vqbet": 0.125}.get(kind)
+
+
 @pytest.fixture(params=ACT + DIFFUSION + PI0 + TDMPC + VQBET)
 def fixture_folder(request, shared, tmp_path):
     """A recorded run of the reference as a checkpoint of February 2025, and its state dict."""
     fixture = parity.Fixture(shared / "golden/public" / request.param)
     policy, normalizer = parity.build(fixture)
-    kept = parity.weights.to_lerobot(
-        fixture.config["type"], policy, normalizer, fixture.first_step > 0, "separate" in fixture.name
-    )
+    options = {**fixture.config, "n_vqvae_training_steps": 0 if fixture.first_step else 1}
+    kept = parity.weights.to_lerobot(fixture.config["type"], policy, normalizer, options)
     state = {row["name"]: fixture.weight(row) for row in fixture.state}
     # The rule of attention masks makes attention look ahead, which no policy does; pi0's expert has no output layer
     # here, and its words' embedding is dropped from files because it is the output layer, too.
@@ -101,7 +134,7 @@ def test_an_export_is_read_in_both_layouts(tmp_path):
 def test_a_single_encoder_of_its_own_has_a_number(tmp_path):
     config = lerobot.config("diffusion", use_separate_rgb_encoder_per_camera=True)
     policy, normalizer = parity.weights.build(config)
-    state = parity.weights.to_lerobot("diffusion", policy, normalizer, separate_encoders=True)
+    state = parity.weights.to_lerobot("diffusion", policy, normalizer, config)
     folder = lerobot.write(tmp_path / "a", config, state)
     policy, normalizer = load_policy(folder, CPU)
     export(folder, tmp_path / "out", policy, normalizer, PretrainedCheckpoint(folder).spec())
@@ -151,7 +184,7 @@ def test_files_that_do_not_do_are_told(tmp_path):
     folder = lerobot.write(tmp_path / "x", lerobot.config("tdmpc"), later=True)
     step = json.loads((folder / "policy_preprocessor.json").read_text())
     for change, expected in (
-        ({"registry_name": "crop_processor"}, "the step 'crop_processor' changes what the policy sees"),
+        ({"registry_name": "crop_processor"}, "the step 'crop_processor' changes what the policy observes"),
         ({"config": {"rename_map": {"a": "b"}}}, "it renames a, which is not supported here"),
         ({"config": {"eps": 1e-5}}, "eps=1e-05; only 1e-8"),
     ):
@@ -194,12 +227,18 @@ def test_a_tokenizer_that_is_trained_is_not_trained_again(tmp_path):
     config = lerobot.config("vqbet")
     state = lerobot.state(config)
     flag = "vqbet.action_head.vqvae_model.discretized"
-    assert (
-        locate.checkpoint_config(lerobot.write(tmp_path / "a", config, state))["policy"]["n_vqvae_training_steps"] == 0
-    )
+    assert locate.policy_node(lerobot.write(tmp_path / "a", config, state))["n_vqvae_training_steps"] == 0
     state[flag] = torch.tensor(False)
-    node = locate.checkpoint_config(lerobot.write(tmp_path / "b", config, state))["policy"]
+    node = locate.policy_node(lerobot.write(tmp_path / "b", config, state))
     assert node["n_vqvae_training_steps"] == 20000
+
+
+@pytest.mark.parametrize(("step", "left"), [(0, 20000), (10000, 10000), (30000, 0)])
+def test_a_run_from_the_middle_of_the_tokenizers_training_trains_the_rest_of_it(tmp_path, step, left):
+    folder = tmp_path / f"{step:08d}"
+    folder.mkdir()
+    (folder / "config.yaml").write_text("policy: {n_vqvae_training_steps: 20000}")
+    assert locate.policy_node(folder)["n_vqvae_training_steps"] == left
 
 
 def test_an_id_that_was_not_fetched_is_told(monkeypatch, tmp_path):

@@ -56,10 +56,9 @@ def config(kind: str, **options: Any) -> dict[str, Any]:
 
 def state(config: dict[str, Any]) -> dict[str, Tensor]:
     """Its state dict with statistics, each value by its name."""
-    policy, normalizer = weights.build(config)
-    return {
-        name: by_rule(name, value) for name, value in weights.to_lerobot(config["type"], policy, normalizer).items()
-    }
+    trained = {**config, "n_vqvae_training_steps": 0}
+    published = weights.to_lerobot(config["type"], *weights.build(config), trained)
+    return {name: by_rule(name, value) for name, value in published.items()}
 
 
 def by_rule(name: str, value: Tensor) -> Tensor:

@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 from fakes.parity import ACT, DIFFUSION, PI0, TDMPC, VQBET, parity
 
+from robolearn.checkpoints.lerobot.registry import get_interop
+
 FIXTURES = "golden/public"
 ENVSTATE, IMAGE = "diffusion_envstate_ddim", "diffusion_image_batchnorm_randcrop"
 
@@ -142,8 +144,7 @@ def test_another_pi0_is_caught(
 @pytest.mark.parametrize("key", ["loss_over_padded_dims", "time_sampling"])
 def test_a_mended_pi0_is_another(shared: Path, key: str, monkeypatch: pytest.MonkeyPatch) -> None:
     mended = {"loss_over_padded_dims": False, "time_sampling": "beta"}
-    reference = parity.weights.REFERENCE["pi0"] | {key: mended[key]}
-    monkeypatch.setitem(parity.weights.REFERENCE, "pi0", reference)
+    monkeypatch.setitem(get_interop("pi0").reference, key, mended[key])
     assert status(monkeypatch, shared / FIXTURES / "pi0_tiny_f32") == 1
 
 
@@ -165,16 +166,14 @@ def test_another_vqbet_is_caught(
 
 @pytest.mark.parametrize("key", ["gradient_per_layer", "sample_codes_in_training"])
 def test_a_mended_vqbet_is_another(shared: Path, key: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    reference = parity.weights.REFERENCE["vqbet"] | {key: False}
-    monkeypatch.setitem(parity.weights.REFERENCE, "vqbet", reference)
+    monkeypatch.setitem(get_interop("vqbet").reference, key, False)
     name = {"gradient_per_layer": "vqbet_phase1", "sample_codes_in_training": "vqbet_phase2"}[key]
     folder = shared / FIXTURES / name
     assert status(monkeypatch, folder) == 1
 
 
 def test_a_search_that_starts_elsewhere_is_caught(shared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    reference = {"q_draws_with_replacement": True, "warm_start_shift": 3}
-    monkeypatch.setitem(parity.weights.REFERENCE, "tdmpc", reference)
+    monkeypatch.setitem(get_interop("tdmpc").reference, "warm_start_shift", 3)
     assert "action" in parity.check(parity.Fixture(shared / FIXTURES / "tdmpc_envstate_mpc_chunk")).missed
 
 

@@ -1,4 +1,4 @@
-"""The checkpoint that a run starts from or an evaluation acts with: weights and statistics, ours or LeRobot's."""
+"""The checkpoint that initialises a run or is evaluated: weights and statistics, ours or LeRobot's."""
 
 import logging
 from collections.abc import Mapping
@@ -12,7 +12,7 @@ from torch import Tensor
 from robolearn.checkpoints.lerobot import config_json, weights
 from robolearn.checkpoints.locate import WEIGHTS, is_lerobot_checkpoint
 from robolearn.checkpoints.store import load_spec, verified
-from robolearn.errors import UserError
+from robolearn.errors import UserError, one_line
 from robolearn.normalize import Normalizer
 from robolearn.policies.base import Policy
 from robolearn.types import Spec
@@ -37,15 +37,15 @@ class PretrainedCheckpoint:
             verified(folder)
 
     def spec(self, fps: float = 1.0) -> Spec:
-        """What its policy observes and commands.
+        """The features that its policy observes and its action.
 
         Args:
-            fps: Frames a second of the robot, which LeRobot's checkpoints do not tell.
+            fps: Frames a second of the robot, which LeRobot's checkpoints do not store.
         """
         return load_spec(self.folder) if self._config is None else weights.spec_of(self._config, fps)
 
     def check(self, policy: Policy) -> None:
-        """See that the weights fit, without reading them.
+        """Check that the weights fit, by their shapes alone.
 
         Raises:
             UserError: They do not.
@@ -98,13 +98,14 @@ class PretrainedCheckpoint:
         if faults and strict:
             name, fault = next(iter(faults.items()))
             raise UserError(
-                f"{self.folder}: the statistics {_told(name)} {fault}, without which its policy cannot act; "
-                "train it on a dataset with policy.path=, which gives it the dataset's."
+                f"{self.folder}: the statistics {_words(name)} {fault}, without which its policy cannot act",
+                key=name,
+                fix="train it on a dataset with policy.path=, which gives it the dataset's",
             )
         normalizer.load_state_dict(taken, strict=False)
         if faults:
-            told = ", ".join(f"{_told(name)} {fault}" for name, fault in faults.items())
-            log.warning("Of the statistics in %s, %s; the dataset's are used there.", self.folder, told)
+            listed = ", ".join(f"{_words(name)} {fault}" for name, fault in faults.items())
+            log.warning("Of the statistics in %s, %s; the dataset's are used there.", self.folder, listed)
 
     def load_stats(self) -> dict[str, Tensor]:
         """The statistics by their names in a normaliser's state dict.
@@ -136,8 +137,10 @@ class PretrainedCheckpoint:
             raise self._unreadable(error) from error
 
     def _unreadable(self, error: Exception) -> UserError:
-        reason = " ".join(str(error).split()).rstrip(".")
-        return UserError(f"{self.folder / WEIGHTS} is no file of weights ({reason}); get it again, with git lfs say.")
+        file = self.folder / WEIGHTS
+        return UserError(
+            f"{file} is no file of weights ({one_line(error)}); get it again, with git lfs say.", key=str(file)
+        )
 
     def _check(self, policy: Policy, tensors: Mapping[str, Tensor]) -> None:
         own = {f"policy.{name}": tuple(value.shape) for name, value in policy.state_dict().items()}
@@ -152,10 +155,11 @@ class PretrainedCheckpoint:
             more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
             raise UserError(
                 f"The weights in {self.folder} do not fit: {faults[0].removeprefix('policy.')}{more}; leave the keys "
-                "of policy that decide sizes as they were, and take data of a robot with the same features."
+                "of policy that decide sizes as they were, and take data of a robot with the same features.",
+                key="policy.path",
             )
 
 
-def _told(name: str) -> str:
+def _words(name: str) -> str:
     _, key, statistic = name.split(".")
     return f"{statistic} of {key}"

@@ -1,6 +1,6 @@
-"""Folders of weights to start from or to evaluate: checkpoints of this project's runs, and LeRobot's.
+"""Where checkpoints of this project's runs and of LeRobot are, and the configuration of their policy.
 
-Where they are and what they say of their policy; nothing here imports torch.
+Nothing here imports torch.
 """
 
 import re
@@ -10,17 +10,19 @@ from typing import Any
 import yaml
 
 from robolearn.checkpoints.lerobot import config_json
-from robolearn.errors import UserError
-from robolearn.system.paths import conf_dir
+from robolearn.checkpoints.lerobot.registry import default_options
+from robolearn.errors import UserError, one_line
 
 WEIGHTS, CONFIG_YAML, CONFIG_JSON = "model.safetensors", "config.yaml", "config.json"
 
-# What another run takes over of the one that made a checkpoint, beside the policy.
+# What a run that starts from a checkpoint inherits of the run that saved it, beside the policy.
 INHERITED_KEYS = ("optimizer", "scheduler", "param_groups", "use_ema", "ema", "grad_clip_norm")
+# Lengths in updates of a policy's first stage, of which a checkpoint has done as many as its step.
+STAGE_KEYS = {"n_vqvae_training_steps"}
 
 
 def locate(key: str, path: str, download: bool = False) -> Path:
-    """The folder that holds the weights of what a key names; no checksum is looked at.
+    """The folder that holds the weights of what a key names; checksums are not verified.
 
     Args:
         key: For messages.
@@ -38,13 +40,19 @@ def locate(key: str, path: str, download: bool = False) -> Path:
         if (folder / WEIGHTS).is_file() and ((folder / CONFIG_YAML).is_file() or (folder / CONFIG_JSON).is_file()):
             return folder.resolve()
     if not given.exists():
-        raise UserError(f"{key}={path}: there is no such folder; give a run's folder or one of its checkpoints.")
+        raise UserError(
+            f"{key}={path}: there is no such folder; give a run's folder or one of its checkpoints.", key=key
+        )
     if (given / CONFIG_YAML).is_file() and (given / "run.json").is_file():
-        raise UserError(f"{key}={path}: this run has saved no checkpoint yet.")
+        raise UserError(f"{key}={path}: this run has saved no checkpoint yet.", key=key)
     for there, missing in ((WEIGHTS, CONFIG_JSON), (CONFIG_JSON, WEIGHTS)):
         if (given / there).is_file():
-            raise UserError(f"{key}={path}: {missing} is missing beside {there}; a checkpoint of LeRobot has both.")
-    raise UserError(f"{key}={path}: no checkpoint is in this folder; give a run's folder or one of its checkpoints.")
+            raise UserError(
+                f"{key}={path}: {missing} is missing beside {there}; a checkpoint of LeRobot has both.", key=key
+            )
+    raise UserError(
+        f"{key}={path}: no checkpoint is in this folder; give a run's folder or one of its checkpoints.", key=key
+    )
 
 
 def _from_hub(key: str, name: str, download: bool) -> Path:
@@ -58,10 +66,12 @@ def _from_hub(key: str, name: str, download: bool) -> Path:
             way = "add download=true" if key == "checkpoint" else f"fetch it with: hf download {name}"
             raise UserError(
                 f"{key}={name}: there is no such folder, nor has it been fetched from the Hugging Face hub; "
-                f"give a folder, or {way}."
+                f"give a folder, or {way}.",
+                key=key,
             ) from error
-        reason = " ".join(str(error).split())[:200].rstrip(".")
-        raise UserError(f"{key}={name}: it could not be fetched from the Hugging Face hub: {reason}.") from error
+        raise UserError(
+            f"{key}={name}: it could not be fetched from the Hugging Face hub: {one_line(error)[:200]}.", key=key
+        ) from error
 
 
 def is_lerobot_checkpoint(folder: Path) -> bool:
@@ -79,71 +89,46 @@ def read_run(folder: Path) -> dict[str, Any]:
     try:
         config = yaml.safe_load(file.read_text())
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"{file}: this is not readable YAML; use another checkpoint of the run.") from error
+        raise UserError(
+            f"{file}: this is not readable YAML; use another checkpoint of the run.", key=str(file)
+        ) from error
     if not isinstance(config, dict) or "policy" not in config:
-        raise UserError(f"{file}: this is no configuration of a run; use another checkpoint.")
+        raise UserError(f"{file}: this is no configuration of a run; use another checkpoint.", key=str(file))
     return config
-
-
-def tokenizer_steps(folder: Path, steps: int) -> int:
-    """Of the updates that a VQ-BeT trains its tokenizer for, those that a checkpoint has not seen.
-
-    LeRobot stores whether the tokenizer is trained; our checkpoints are named by their step.
-    """
-    if not is_lerobot_checkpoint(folder):
-        return max(0, steps - int(folder.name)) if folder.name.isdigit() else steps
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(folder / WEIGHTS, "numpy") as file:
-            return 0 if bool(file.get_tensor("vqbet.action_head.vqvae_model.discretized")) else steps
-    except (SafetensorError, OSError):  # told when the weights are read
-        return steps
 
 
 def checkpoint_config(folder: Path) -> dict[str, Any]:
     """What a checkpoint says of its policy and training, as nodes of our configuration.
 
     Returns:
-        ``policy``, and where the checkpoint tells them ``optimizer``, ``scheduler`` and the keys of `INHERITED_KEYS`.
+        ``policy``, and where the checkpoint has them ``optimizer``, ``scheduler`` and the keys of `INHERITED_KEYS`.
         LeRobot's hold only what differs from our files of its ``kind``, which is an option of the group policy.
 
     Raises:
-        UserError: The file beside the weights is not readable, or tells what is not supported.
+        UserError: The file beside the weights is not readable, or has what is not supported.
     """
-    if not is_lerobot_checkpoint(folder):
-        run = read_run(folder)
-        policy = {key: value for key, value in run["policy"].items() if key != "path"}
-        if "n_vqvae_training_steps" in policy:
-            policy["n_vqvae_training_steps"] = tokenizer_steps(folder, policy["n_vqvae_training_steps"])
-        found = {"policy": policy, **{key: run[key] for key in INHERITED_KEYS if key in run}}
-        if "num_vqvae_training_steps" in (found.get("scheduler") or {}):
-            follows = {"num_vqvae_training_steps": "${oc.select:policy.n_vqvae_training_steps,0}"}
-            found["scheduler"] = {**found["scheduler"], **follows}
-        return found
-    config = config_json.read(folder)
-    policy = config_json.policy_options(config, str(folder / CONFIG_JSON))
-    if config["type"] == "vqbet":
-        policy["n_vqvae_training_steps"] = tokenizer_steps(folder, policy.get("n_vqvae_training_steps", 20000))
-    found = {"kind": config["type"], "policy": policy}
-    optimizer, groups = config_json.optimizer_options(config)
-    if optimizer:
-        found |= {"optimizer": optimizer, "param_groups": groups}
-    if scheduler := config_json.scheduler_options(config):
-        found["scheduler"] = scheduler
-    if "optimizer_grad_clip_norm" in config:
-        found["grad_clip_norm"] = config["optimizer_grad_clip_norm"]
-    return found
+    if is_lerobot_checkpoint(folder):
+        return config_json.checkpoint_nodes(folder)
+    run = read_run(folder)
+    policy = {key: value for key, value in run["policy"].items() if key != "path"}
+    steps = int(folder.name) if folder.name.isdigit() else 0
+    for key in STAGE_KEYS & policy.keys():
+        policy[key] = max(0, policy[key] - steps)
+    nodes = {"policy": policy, **{key: run[key] for key in INHERITED_KEYS if key in run}}
+    if "num_vqvae_training_steps" in (nodes.get("scheduler") or {}):
+        follows = {"num_vqvae_training_steps": "${oc.select:policy.n_vqvae_training_steps,0}"}
+        nodes["scheduler"] = {**nodes["scheduler"], **follows}
+    return nodes
 
 
 def policy_node(folder: Path) -> dict[str, Any]:
     """The node ``policy`` of a checkpoint, with every key.
 
     Raises:
-        UserError: As `options`.
+        UserError: As `checkpoint_config`.
     """
     found = checkpoint_config(folder)
     node = found["policy"]
     if kind := found.get("kind"):
-        node = {**yaml.safe_load((conf_dir() / "policy" / f"{kind}.yaml").read_text())["policy"], **node}
+        node = {**default_options("policy", kind), **node}
     return node

@@ -1,4 +1,4 @@
-"""Checkpoints: whole or not there, checked when read, and everything a run needs to go on exactly."""
+"""Checkpoints: written atomically, verified by checksum, with all that an exact resume needs."""
 
 import dataclasses
 import json
@@ -27,7 +27,7 @@ SCORE = "score.json"
 
 
 class CorruptCheckpointError(Exception):
-    """A checkpoint whose files are not what was written."""
+    """A checkpoint whose files differ from what was written."""
 
 
 class Checkpoints:
@@ -40,7 +40,7 @@ class Checkpoints:
     Args:
         folder: The run's folder.
         config: The run's resolved configuration, as YAML text.
-        spec: What the policy observes and commands.
+        spec: The policy's observation and action features.
         keep_last: How many of the newest are kept.
         keep_best: How many of the best by `metric` are kept besides.
         metric: An evaluation scalar, larger is better.
@@ -83,9 +83,9 @@ class Checkpoints:
         return folder
 
     def latest(self) -> Path | None:
-        """The newest sound checkpoint; damaged ones are named and passed over.
+        """The newest undamaged checkpoint; a warning names damaged ones.
 
-        What a killed run left half written or half removed is removed.
+        Removes what a killed run left half written or half removed.
 
         Raises:
             UserError: There are checkpoints, and all of them are damaged.
@@ -101,15 +101,18 @@ class Checkpoints:
                 continue
             return folder
         if folders:
-            raise UserError(f"Every checkpoint in {self.folder} is damaged; start afresh with another output_dir.")
+            raise UserError(
+                f"Every checkpoint in {self.folder} is damaged; start afresh with another output_dir.",
+                key=str(self.folder),
+            )
         return None
 
     def steps(self) -> list[int]:
-        """The steps of the checkpoints that are there."""
+        """The steps of all checkpoints."""
         return [int(folder.name) for folder in self._folders()]
 
     def record_metrics(self, step: int, scalars: Mapping[str, float]) -> None:
-        """Note the evaluation of the checkpoint of this step, where there is one, and move ``best``."""
+        """Store the evaluation of the checkpoint of this step, if it exists, and update ``best``."""
         folder = self.folder / f"{step:08d}"
         if not folder.is_dir():
             return
@@ -140,7 +143,7 @@ class Checkpoints:
             (self.folder / "best").unlink(missing_ok=True)
 
     def _prune(self, newest: int) -> None:
-        # A resumed run passed over those of later steps because they are damaged, and comes to these steps anew.
+        # Those of later steps were damaged when the run resumed from an earlier one.
         doomed = [folder for folder in self._folders() if int(folder.name) > newest]
         _remove(doomed)
         folders = self._folders()
@@ -168,7 +171,7 @@ def verify(folder: Path) -> None:
     except (OSError, ValueError):
         raise CorruptCheckpointError("checksums.json is missing or unreadable") from None
     if not isinstance(sums, dict) or WEIGHTS not in sums:
-        raise CorruptCheckpointError("checksums.json is not what was written")
+        raise CorruptCheckpointError("checksums.json has other content than was written")
     for name, checksum in sums.items():
         if not (folder / name).is_file():
             raise CorruptCheckpointError(f"{name} is missing")
@@ -177,15 +180,12 @@ def verify(folder: Path) -> None:
 
 
 def load_state(folder: Path) -> dict[str, Any]:
-    """What a run goes on from besides its weights, as it was saved."""
-    state = torch.load(folder / "state.pt", map_location="cpu", weights_only=True)
-    if isinstance(state["random"], dict):  # as it was before several processes could train together
-        state |= {"random": [state["random"]], "shared_random": None}
-    return state
+    """The state that a run resumes from besides its weights, as it was saved."""
+    return torch.load(folder / "state.pt", map_location="cpu", weights_only=True)
 
 
 def load_models(folder: Path, models: Mapping[str, nn.Module]) -> None:
-    """Fill modules with the weights that act."""
+    """Fill modules with the weights that are evaluated: those of the average, where there is one."""
     tensors = load_file(folder / WEIGHTS)
     for name, model in models.items():
         prefix = f"{name}."
@@ -200,7 +200,7 @@ def load_trained(folder: Path, trained: nn.Module) -> None:
 
 
 def load_spec(folder: Path) -> Spec:
-    """What the policy of a checkpoint observes and commands."""
+    """The observation and action features of a checkpoint's policy."""
     content = json.loads((folder / "spec.json").read_text())
     observation = {k: Feature(f["kind"], tuple(f["shape"])) for k, f in content["observation"].items()}
     action = Feature("ACTION", tuple(content["action"]["shape"]))
@@ -208,15 +208,17 @@ def load_spec(folder: Path) -> Spec:
 
 
 def verified(folder: Path) -> Path:
-    """The folder of a checkpoint, once its files are known to be what was written.
+    """The folder of a checkpoint, after checking its files.
 
     Raises:
-        UserError: They are not.
+        UserError: They are damaged.
     """
     try:
         verify(folder)
     except CorruptCheckpointError as error:
-        raise UserError(f"The checkpoint {folder} is damaged ({error}); use another one of the run.") from None
+        raise UserError(
+            f"The checkpoint {folder} is damaged ({error}); use another one of the run.", key=str(folder)
+        ) from None
     return folder
 
 
@@ -236,7 +238,7 @@ def get_rng_state() -> dict[str, Any]:
 
 
 def set_rng_state(state: Mapping[str, Any]) -> None:
-    """Take up what `get_rng_state` gave."""
+    """Restore what `get_rng_state` gave."""
     version, numbers, gauss = state["python"]
     random.setstate((version, tuple(numbers), gauss))
     kind, keys, *rest = state["numpy"]

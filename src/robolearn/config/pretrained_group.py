@@ -16,7 +16,7 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
 from robolearn.checkpoints import locate
-from robolearn.checkpoints.lerobot import config_json
+from robolearn.checkpoints.lerobot.registry import get_interop
 from robolearn.config.compose import CommandLine
 from robolearn.errors import UserError
 from robolearn.system.paths import conf_dir
@@ -62,7 +62,7 @@ def register(path: str) -> None:
         raise UserError(f"{KEY}: it is missing; write {KEY}=FOLDER_OR_HUB_ID.")
     found = locate.checkpoint_config(locate.locate(KEY, path))
     kind = found.pop("kind", None)
-    bases = config_json.PRESETS[kind] if kind else (None, None)
+    bases = (get_interop(kind).optimizer, get_interop(kind).scheduler) if kind else (None, None)
     defaults: list[Any] = [kind] if kind else []
     # Options of parameter groups belong to the optimizer: another one is chosen without them.
     groups = {"optimizer": ("optimizer", "param_groups"), "scheduler": ("scheduler",)}
