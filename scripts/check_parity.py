@@ -359,7 +359,8 @@ def build_schedule(optimizer: torch.optim.Optimizer, setup: dict[str, Any]) -> A
         arguments["end_at_zero"] = False
     if arguments["type"] == "cosine_decay_with_warmup":
         arguments["decay_after_warmup"] = False
-    schedule = getattr(optim, arguments.pop("type"))
+    kind = arguments.pop("type")
+    schedule = getattr(optim, {"diffuser": "diffusers_schedule"}.get(kind, kind))
     return schedule(optimizer, setup["num_training_steps"], **arguments)
 
 
