@@ -219,7 +219,7 @@ def run(folder: Path, dataset: Path, seeds: int, limit: float) -> int:
 
     ended_with, seconds = test.launch("sweep")
     print(f"The sweep ended with status {ended_with} after {seconds:.0f} s.\n", flush=True)
-    _wait_for_the_lost(test)
+    _wait_for_the_dead(test)
     _show(test.sweep)
     problems = _problems_of_the_first(test, ended_with)
     ended = {Test.label(each): each for each in read(test.sweep).runs}
@@ -251,7 +251,7 @@ def run(folder: Path, dataset: Path, seeds: int, limit: float) -> int:
 
 def _problems_of_the_first(test: Test, status: int) -> list[str]:
     problems = [] if status == 1 else [f"the disturbed sweep ended with {status} instead of 1"]
-    expected = {"crash": "failed", "kill": "lost"}
+    expected = {"crash": "failed", "kill": "dead"}
     for run in read(test.sweep).runs:
         kind = next((trouble.kind for trouble in test.troubles if trouble.label == test.label(run)), "")
         if run.state != (state := expected.get(kind, "finished")):
@@ -263,8 +263,8 @@ def _problems_of_the_first(test: Test, status: int) -> list[str]:
     return problems
 
 
-def _wait_for_the_lost(test: Test) -> None:
-    """A killed run is distinguished from a slow one by its heartbeat."""
+def _wait_for_the_dead(test: Test) -> None:
+    """The heartbeat tells a killed run from a slow one."""
     end = time.monotonic() + 90
     while any(run.state == "running" for run in read(test.sweep).runs) and time.monotonic() < end:
         time.sleep(2)

@@ -104,7 +104,7 @@ def test_an_interrupted_sweep_leaves_no_run_at_work(own: Callable[[dict[str, str
         pid = (status(run) or {})["pid"]
         wait(lambda: not Path(f"/proc/{pid}").exists())
     text = Path("told").read_text()
-    assert "told to end at once. The same command with hydra.sweep.dir=sweep goes on" in text
+    assert "its runs were cancelled. The same command with hydra.sweep.dir=sweep resumes the sweep" in text
     assert "launchers.py" not in text
 
 

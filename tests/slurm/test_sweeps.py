@@ -99,7 +99,7 @@ def test_a_disturbed_sweep_ends_as_an_undisturbed_one(run) -> None:
     ends = re.findall(r"(crash|kill|preempt|time-out) +(\w+) +(\d+) +equal", done.stdout)
     assert {kind: (state, int(processes) > 1) for kind, state, processes in ends} == {
         "crash": ("failed", True),
-        "kill": ("lost", True),
+        "kill": ("dead", True),
         "preempt": ("finished", True),
         "time-out": ("finished", True),
     }

@@ -45,7 +45,7 @@ def queue(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     """Jobs in the queue, by id."""
     jobs: dict[str, str] = {}
     monkeypatch.setattr(slurm, "is_available", lambda: True)
-    monkeypatch.setattr(slurm, "queued", lambda: jobs)
+    monkeypatch.setattr(slurm, "queue", lambda: jobs)
     return jobs
 
 
@@ -62,12 +62,12 @@ SILENT = time.time() - 1000
         ({}, None, "finished"),
         ({"state": "failed", "error": "ValueError: no"}, None, "failed"),
         ({"state": "interrupted"}, None, "interrupted"),
-        ({"state": "interrupted"}, "PENDING", "waiting"),
+        ({"state": "interrupted"}, "PENDING", "pending"),
         ({"state": "running"}, "RUNNING", "running"),
         ({"state": "running"}, None, "running"),
-        ({"state": "running", "time": SILENT}, None, "lost"),
+        ({"state": "running", "time": SILENT}, None, "dead"),
         ({"state": "running", "time": SILENT}, "RUNNING", "running"),
-        ({"state": "running", "time": SILENT}, "PENDING", "waiting"),
+        ({"state": "running", "time": SILENT}, "PENDING", "pending"),
     ],
     # Names of their own: those that pytest would make hold the time, which differs from one process to the next.
     ids=["done", "failed", "stopped", "queued", "at work", "alone", "dead", "silent at work", "silent in the queue"],
@@ -82,7 +82,7 @@ def test_states(tmp_path: Path, queue: dict[str, str], status: dict[str, Any], j
 def test_without_a_cluster_the_heartbeat_decides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(slurm, "is_available", lambda: False)
     write_run(tmp_path, 1, state="running", time=SILENT, job="7")
-    assert states(tmp_path) == {"1": "lost"}
+    assert states(tmp_path) == {"1": "dead"}
 
 
 def test_a_row_tells_step_remaining_time_last_and_best(tmp_path: Path) -> None:
@@ -97,7 +97,7 @@ def test_a_row_tells_step_remaining_time_last_and_best(tmp_path: Path) -> None:
 def test_a_run_that_was_killed_came_as_far_as_it_logged(tmp_path: Path, queue: dict) -> None:
     write_run(tmp_path, 1, values=(0.2, 0.6), state="running", step=0, time=SILENT)
     (run,) = read(tmp_path).runs
-    assert (run.state, run.step) == ("lost", 20)
+    assert (run.state, run.step) == ("dead", 20)
 
 
 def test_runs_are_joined_over_seeds(tmp_path: Path) -> None:
@@ -116,37 +116,40 @@ def test_intervals() -> None:
     assert interval([]) == (None, None, None)
     assert interval([0.5]) == (0.5, None, None)
     mean, low, high = interval([0.0, 1.0] * 50)
-    assert (mean, high - low) == pytest.approx((0.5, 2 * 1.984 * 0.5025 / 10), rel=1e-3)
+    # 1.9842169516 is Student's 97.5 % quantile for 99 degrees of freedom, 0.5025189076 the deviation.
+    assert (mean, high - low) == pytest.approx((0.5, 2 * 1.9842169516 * 0.5025189076 / 10), rel=1e-8)
 
 
 def test_what_went_wrong_is_told_with_its_log(tmp_path: Path, queue: dict, capsys: pytest.CaptureFixture[str]) -> None:
     failed = write_run(tmp_path, 1, state="failed", error="ValueError: no such thing")
     (failed / "train.log").write_text("Traceback\n")
-    lost = write_run(tmp_path, 2, state="running", time=SILENT, job="9_1")
+    dead = write_run(tmp_path, 2, state="running", time=SILENT, job="9_1")
     (tmp_path / ".submitit/9_1").mkdir(parents=True)
     log = tmp_path / ".submitit/9_1/9_1_0_log.err"
     log.write_text("Killed\n")
     main([str(tmp_path)])
     out = capsys.readouterr().out
     assert f"failed: {failed.name}: ValueError: no such thing\n  {failed / 'train.log'}\n" in out
-    assert f"lost: {lost.name}: died without a word" in out
+    assert f"dead: {dead.name}: exited without an error message" in out
     assert f"\n  {log}\n" in out
-    assert "2 runs, 1 failed, 1 lost" in out
+    assert "2 runs, 1 failed, 1 dead" in out
 
 
-def test_runs_of_the_grid_that_have_not_begun_are_waiting(tmp_path: Path) -> None:
+def test_runs_of_the_grid_that_have_not_started_are_pending(tmp_path: Path) -> None:
     write_run(tmp_path, 1, 1e-3, (0.5,))
     (tmp_path / "multirun.yaml").write_text(
         "hydra: {sweeper: {_target_: hydra._internal.core_plugins.basic_sweeper.BasicSweeper, params: null},"
         " overrides: {task: [policy=act, 'seed=1,2,3', optimizer.lr=0.001]}}\n"
     )
-    assert states(tmp_path) == {"1": "finished", "2": "waiting", "3": "waiting"}
+    assert states(tmp_path) == {"1": "finished", "2": "pending", "3": "pending"}
 
 
 def test_a_run_whose_job_could_not_begin_is_failed_until_it_is_submitted_again(tmp_path: Path) -> None:
     planned = ["policy=act", "seed=2", "optimizer.lr=0.001"]
     write_run(tmp_path, 1)
-    launch_failures.record(tmp_path, tmp_path / "seed-2_0", planned, "job 7 died without a word", tmp_path / "7.err")
+    launch_failures.record(
+        tmp_path, tmp_path / "seed-2_0", planned, "job 7 exited without an error message", tmp_path / "7.err"
+    )
     (failed,) = (run for run in read(tmp_path).runs if run.state == "failed")
     assert (failed.name, failed.overrides["seed"], failed.log) == ("seed-2_0", "2", tmp_path / "7.err")
     write_run(tmp_path, 2)

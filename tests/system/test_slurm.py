@@ -77,9 +77,9 @@ def test_the_queue(command) -> None:
 def test_a_grid_larger_than_an_array_is_submitted_as_there_is_room(command) -> None:
     command("scontrol", "printf 'MaxArraySize            = 1000\nMaxDBDMsgs = 5\n'")
     launcher = SlurmLauncher(array_parallelism=4)
-    assert launcher._room(waiting=20, at_work=0) == 20
-    assert launcher._room(waiting=1200, at_work=0) == 1000
-    assert [launcher._room(waiting=200, at_work=number) for number in (1000, 4, 3, 1)] == [0, 0, 1, 3]
+    assert launcher._free_slots(pending=20, submitted=0) == 20
+    assert launcher._free_slots(pending=1200, submitted=0) == 1000
+    assert [launcher._free_slots(pending=200, submitted=number) for number in (1000, 4, 3, 1)] == [0, 0, 1, 3]
     command("scontrol", "exit 1")
     assert slurm.max_array_size() == 1001
 

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from statistics import NormalDist
 from typing import Annotated, Any
 
 import numpy as np
@@ -235,12 +234,10 @@ def summary(episodes: Sequence[Episode]) -> dict[str, float]:
 
 def wilson_interval(successes: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
     """The score interval of a proportion (Wilson 1927; Newcombe 1998, method 3), without continuity correction."""
-    z = NormalDist().inv_cdf((1 + confidence) / 2)
-    rate = successes / n
-    centre = (rate + z * z / (2 * n)) / (1 + z * z / n)
-    half = z / (1 + z * z / n) * math.sqrt(rate * (1 - rate) / n + z * z / (4 * n * n))
-    # At 0 and n the bound is exactly 0 or 1, which rounding misses.
-    return (0.0 if successes == 0 else centre - half), (1.0 if successes == n else centre + half)
+    from scipy.stats import binomtest  # takes a second, which only evaluations should
+
+    interval = binomtest(successes, n).proportion_ci(confidence, "wilson")
+    return float(interval.low), float(interval.high)
 
 
 @contextmanager

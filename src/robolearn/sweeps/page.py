@@ -1,21 +1,17 @@
-"""A sweep as one HTML file that needs nothing else: parallel coordinates, curves and a table that sorts."""
+"""A sweep as one self-contained HTML file: parallel coordinates, curves and a sortable table."""
 
-import json
-from pathlib import Path
 from typing import Any
 
 from robolearn.sweeps.report import LOSS, Sweep, curve
+from robolearn.system.templates import render
 
-TEMPLATE = Path(__file__).with_name("page.html")
 MAX_CURVES = 200
-"""Runs whose curves are drawn, the best ones; more would be one grey area and megabytes."""
+"""Curves are drawn of so many of the best runs; more would be unreadable and megabytes."""
 
 
 def page(sweep: Sweep) -> str:
-    """The page's text."""
-    # Text from files must not end the script element.
-    data = json.dumps(_data(sweep)).replace("</", "<\\/")
-    return TEMPLATE.read_text().replace("/*DATA*/null", data)
+    """The HTML of the page."""
+    return render("robolearn.sweeps", "page.html", data=_data(sweep))
 
 
 def _data(sweep: Sweep) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""A sweep's folder read back, live or finished: what each run was asked for, how it stands, and what came of it.
+"""Overrides, state and metrics of the runs in a sweep's folder, whether it is running or finished.
 
 Nothing here imports torch, and only small files are read, so that a thousand runs take seconds.
 """
@@ -20,17 +20,13 @@ from robolearn.runs.run import holds_run, status
 from robolearn.sweeps import launch_failures
 from robolearn.system import slurm
 
-LOST_AFTER_S = 60.0
-"""Age of a heartbeat from which a run counts as dead, where the queue does not know better; six are missing then."""
+DEAD_AFTER_S = 60.0
+"""Age of a heartbeat from which a run counts as dead, unless the queue has its job; six heartbeats are missing then."""
 
-STATES = ("finished", "running", "waiting", "interrupted", "failed", "lost")
+STATES = ("finished", "running", "pending", "interrupted", "failed", "dead")
 SEED = "seed"
 METRIC, LOSS = "eval/success_rate", "train/loss"
-DEPTH = 3  # of run folders below the sweep's, for a hydra.sweep.subdir of one's own
-
-T_95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131)
-T_95 += (2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042)
-"""Student's two-sided 95 % quantiles for 1 to 30 degrees of freedom."""
+DEPTH = 3  # of run folders below the sweep's, for users' own hydra.sweep.subdir
 
 
 @dataclass(frozen=True)
@@ -38,16 +34,16 @@ class SweepRun:
     """A run of a sweep.
 
     Attributes:
-        folder: None for one that has not begun; one whose job could not begin it has none there.
+        folder: None for one that has not started; it does not exist where the job failed before the run started.
         overrides: Values by key, as they were given.
-        state: One of `STATES`. A run whose job is in the queue again is waiting; one that says it runs, but no longer
-            renews its status and has no job, is lost.
-        step: Updates done, of `steps`; None where it is not known.
-        eta_s: Seconds left at the pace since it began or resumed.
+        state: One of `STATES`. A run whose job is in the queue again is pending; one whose status is "running", but
+            has no heartbeat and no job, is dead.
+        step: Updates done, of `steps`; None where unknown.
+        eta_s: Seconds left at the speed since it started or resumed.
         last: The metric's newest value.
-        best: And its best.
-        error: The first line of what ended it.
-        log: Where more is told.
+        best: The metric's best value.
+        error: The first line of the exception that ended it.
+        log: The file with the details.
     """
 
     folder: Path | None
@@ -72,7 +68,7 @@ class Group:
     """Runs that differ in their seed only.
 
     Attributes:
-        overrides: What they share of the keys that vary.
+        overrides: Their values of the other keys that vary.
         values: The metric's last value of each finished run.
         mean: Of these.
         low: With `high` the 95 % interval of the mean by Student's t; None for fewer than two values.
@@ -96,7 +92,7 @@ class Sweep:
     keys: list[str] = field(default_factory=list)
 
     def groups(self) -> list[Group]:
-        """Runs joined over their seeds, the best group first."""
+        """Runs grouped over their seeds, the best group first."""
         members: dict[tuple[str, ...], list[SweepRun]] = {}
         keys = [key for key in self.keys if key != SEED]
         for run in self.runs:
@@ -111,7 +107,7 @@ class Sweep:
     def counts(self) -> dict[str, int]:
         """How many runs are in each state that occurs."""
         counts = {state: sum(run.state == state for run in self.runs) for state in STATES}
-        return {state: number for state, number in counts.items() if number}
+        return {state: count for state, count in counts.items() if count}
 
 
 def read(folder: Path, metric: str | None = None, minimize: bool = False) -> Sweep:
@@ -121,7 +117,7 @@ def read(folder: Path, metric: str | None = None, minimize: bool = False) -> Swe
         folder: As given by ``hydra.sweep.dir``.
         metric: A scalar of ``metrics.jsonl``, those of evaluations also without ``eval/``; by default the metric of
             the checkpoints, or the loss where there were no evaluations.
-        minimize: Whether small is good.
+        minimize: Whether smaller is better.
 
     Raises:
         UserError: There is no such folder, or no sweep in it.
@@ -129,20 +125,20 @@ def read(folder: Path, metric: str | None = None, minimize: bool = False) -> Swe
     folders = list(_run_folders(folder, DEPTH)) if folder.is_dir() else []
     planned = _planned(folder / "multirun.yaml")
     if not folders and not planned and not any(launch_failures.read(folder)):
-        raise UserError(_nothing(folder))
+        raise UserError(_no_sweep(folder), key=str(folder))
     lines = {path: metric_lines(path) for path in folders}
     if metric is None:
-        metric, minimize = _usual_metric(folders, lines.values(), minimize)
+        metric, minimize = _default_metric(folders, lines.values(), minimize)
     elif "/" not in metric:
         metric = f"eval/{metric}"
     _check_metric(metric, lines.values())
     queue = slurm.queue() if slurm.is_available() else None
     sign = 1 if minimize else -1
     runs = [_run(path, lines[path], metric, sign, queue) for path in folders]
-    begun = [run.overrides for run in runs]
-    runs += [run for run in _died_before(folder) if run.overrides not in begun]
-    begun = [run.overrides for run in runs]
-    runs += [SweepRun(None, overrides, "waiting") for overrides in planned if overrides not in begun]
+    started = [run.overrides for run in runs]
+    runs += [run for run in _failed_before_start(folder) if run.overrides not in started]
+    started = [run.overrides for run in runs]
+    runs += [SweepRun(None, overrides, "pending") for overrides in planned if overrides not in started]
     keys = varying([run.overrides for run in runs])
     runs.sort(key=lambda run: [_natural(run.overrides.get(key, "")) for key in keys])
     return Sweep(folder, metric, minimize, runs, keys)
@@ -156,28 +152,29 @@ def varying(overrides: Sequence[Mapping[str, str]]) -> list[str]:
 
 
 def interval(values: Sequence[float]) -> tuple[float | None, float | None, float | None]:
-    """Mean and 95 % interval of it by Student's t, as far as there are values enough."""
+    """The mean and its 95 % interval by Student's t; None for fewer than two values."""
     if len(values) < 2:
         return (values[0] if values else None), None, None
-    freedom = len(values) - 1
-    quantile = T_95[freedom - 1] if freedom <= len(T_95) else 1.96 + 2.4 / freedom
+    from scipy.special import stdtrit  # the quantile of scipy.stats.t, which takes four times as long to import
+
+    quantile = float(stdtrit(len(values) - 1, 0.975))
     mean, half = fmean(values), quantile * stdev(values) / math.sqrt(len(values))
     return mean, mean - half, mean + half
 
 
 def metric_lines(folder: Path) -> list[dict[str, Any]]:
-    """The lines of a run's ``metrics.jsonl``, whole ones only."""
+    """The complete lines of a run's ``metrics.jsonl``."""
     try:
         text = (folder / "metrics.jsonl").read_bytes()
     except OSError:
         return []
-    # Most lines have losses only, and there may be many.
+    # Most lines have losses only, and there may be very many.
     evaluated = [line for line in text.splitlines() if b'"eval/' in line]
     return list(_parsed(evaluated or text.splitlines()[-200:]))
 
 
 def curve(folder: Path, metric: str, points: int = 200) -> list[tuple[int, float]]:
-    """(step, value) of a scalar, thinned out to about so many points."""
+    """(step, value) of a scalar, subsampled to about `points` points."""
     try:
         lines = (folder / "metrics.jsonl").read_bytes().splitlines()
     except OSError:
@@ -194,11 +191,11 @@ def _run(
     values = _values(lines, metric)
     found = status(folder) or {}
     state = _state(found, queue)
-    # The status is renewed every ten seconds; a run that was killed before may have logged more.
+    # The status is written every ten seconds; a killed run may have logged later steps.
     step = max(known) if (known := [each["step"] for each in (found, *lines[-1:]) if "step" in each]) else None
     error, log = None, None
-    if state in ("failed", "lost"):
-        error = found.get("error") or "died without a word: its status is no longer renewed"
+    if state in ("failed", "dead"):
+        error = found.get("error") or "exited without an error message: its heartbeat stopped"
         log = _log(folder, found, state)
     best = min((value for _, value in values), key=lambda value: sign * value, default=None)
     return SweepRun(
@@ -216,12 +213,12 @@ def _run(
 
 
 def _state(found: Mapping[str, Any], queue: Mapping[str, str] | None) -> str:
-    state = found.get("state", "waiting")
-    there = (queue or {}).get(str(found.get("job")))
+    state = found.get("state", "pending")
+    job_state = (queue or {}).get(str(found.get("job")))
     if state == "interrupted":
-        return "waiting" if there else state
-    if state == "running" and time.time() - found["time"] > LOST_AFTER_S:
-        return "lost" if there is None else "running" if there == "RUNNING" else "waiting"
+        return "pending" if job_state else state
+    if state == "running" and time.time() - found["time"] > DEAD_AFTER_S:
+        return "dead" if job_state is None else "running" if job_state == "RUNNING" else "pending"
     return state
 
 
@@ -233,11 +230,11 @@ def _eta(found: Mapping[str, Any]) -> float | None:
 
 
 def _log(folder: Path, found: Mapping[str, Any], state: str) -> Path | None:
-    """The run's own log; of one that could say nothing itself, what its job wrote."""
+    """The run's own log; that of its job, where the run could not write why it ended."""
     own = sorted(folder.glob("*.log"))
     job = found.get("job")
     of_job = sorted(folder.parent.glob(f".submitit/{job}/*_log.err")) if job else []
-    order = [*of_job, *own] if state == "lost" else [*own, *of_job]
+    order = [*of_job, *own] if state == "dead" else [*own, *of_job]
     return order[0] if order else None
 
 
@@ -259,7 +256,7 @@ def _run_folders(folder: Path, depth: int) -> Iterator[Path]:
 
 
 def _planned(file: Path) -> list[dict[str, str]]:
-    """The runs of the newest grid, begun or not; none where a sampler chooses as it goes."""
+    """The runs of the newest grid, started or not; none where a sampler chooses runs one after the other."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
 
@@ -276,8 +273,8 @@ def _planned(file: Path) -> list[dict[str, str]]:
         return []
 
 
-def _died_before(folder: Path) -> list[SweepRun]:
-    """Runs whose jobs ended before they had a folder."""
+def _failed_before_start(folder: Path) -> list[SweepRun]:
+    """Runs whose jobs ended before the run had a folder."""
     return [
         SweepRun(Path(each["folder"]), canonical(each["overrides"]), "failed", error=each["error"], log=log)
         for each in launch_failures.read(folder)
@@ -285,7 +282,7 @@ def _died_before(folder: Path) -> list[SweepRun]:
     ]
 
 
-def _usual_metric(
+def _default_metric(
     folders: Sequence[Path], lines: Iterable[Sequence[Mapping[str, Any]]], minimize: bool
 ) -> tuple[str, bool]:
     if not any(name.startswith("eval/") for each in lines for line in each[-1:] for name in line):
@@ -301,7 +298,9 @@ def _check_metric(metric: str, lines: Iterable[Sequence[Mapping[str, Any]]]) -> 
     if names and metric not in names:
         bare = [name.removeprefix("eval/") for name in names]
         close = did_you_mean(metric.removeprefix("eval/"), bare)
-        raise UserError(f"--metric {metric}: no run has logged it{close}; there are {', '.join(sorted(bare))}.")
+        raise UserError(
+            f"--metric {metric}: no run has logged it{close}; there are {', '.join(sorted(bare))}.", key="--metric"
+        )
 
 
 def _values(lines: Sequence[Mapping[str, Any]], metric: str) -> list[tuple[int, float]]:
@@ -323,7 +322,7 @@ def _natural(text: str) -> tuple[int, float, str]:
         return 1, 0.0, text
 
 
-def _nothing(folder: Path) -> str:
+def _no_sweep(folder: Path) -> str:
     if not folder.is_dir():
         return f"{folder}: there is no such folder; give the one of a sweep, as in multirun/<date>/<time>."
     if holds_run(folder):
