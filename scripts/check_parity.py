@@ -360,7 +360,7 @@ def build_schedule(optimizer: torch.optim.Optimizer, setup: dict[str, Any]) -> A
     if arguments["type"] == "cosine_decay_with_warmup":
         arguments["decay_after_warmup"] = False
     kind = arguments.pop("type")
-    schedule = getattr(optim, {"diffuser": "diffusers_schedule"}.get(kind, kind))
+    schedule = getattr(optim, "diffusers_schedule" if kind == "diffuser" else kind)
     return schedule(optimizer, setup["num_training_steps"], **arguments)
 
 

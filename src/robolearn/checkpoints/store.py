@@ -171,7 +171,7 @@ def verify(folder: Path) -> None:
     except (OSError, ValueError):
         raise CorruptCheckpointError("checksums.json is missing or unreadable") from None
     if not isinstance(sums, dict) or WEIGHTS not in sums:
-        raise CorruptCheckpointError("checksums.json has other content than was written")
+        raise CorruptCheckpointError("checksums.json is not what was written")
     for name, checksum in sums.items():
         if not (folder / name).is_file():
             raise CorruptCheckpointError(f"{name} is missing")

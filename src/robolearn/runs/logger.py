@@ -1,4 +1,4 @@
-"""What a run reports: TensorBoard or Weights & Biases, and the same scalars as lines of JSON."""
+"""Metrics of a run: to TensorBoard or Weights & Biases, and the same scalars as lines of JSON."""
 
 import io
 import json
@@ -16,6 +16,7 @@ from robolearn.runs.wandb_logger import WandbLogger
 from robolearn.system.files import write_text
 
 MAX_FRAMES, MAX_WIDTH = 100, 480
+HPARAMS = ".hparams"  # suffix of the event file with hyperparameters
 
 
 class Logger:
@@ -24,7 +25,7 @@ class Logger:
     Args:
         folder: The run's folder.
         tensorboard: Write TensorBoard's event files.
-        wandb: Makes the run on Weights & Biases, given the run's folder; None where there is none.
+        wandb: Creates the run on Weights & Biases, given the run's folder; None: no such run.
     """
 
     def __init__(
@@ -35,27 +36,29 @@ class Logger:
         self.tensorboard = tensorboard
         self.wandb = wandb(folder) if wandb else None
         self._writer: Any = None
+        # TensorBoard hides earlier writers' events from this step on; a first writer without it would turn that off.
+        self._purge_step = 0
 
     def truncate_after(self, step: int) -> dict[str, float] | None:
-        """Forget what a killed run wrote beyond this step, so that every step comes to be there once.
+        """Drop what a killed run wrote after this step, so that a resumed run has every step once.
+
+        Lines of JSON are removed; TensorBoard's events stay in their files, and TensorBoard hides them.
 
         Returns:
-            This step's scalars where they were written whole; otherwise None, and they are to be written again.
+            This step's scalars where they were written completely; otherwise None, and they are to be written again.
         """
         lines = [_parsed(line) for line in self.metrics.read_text().splitlines()] if self.metrics.exists() else []
         kept = [line for line in lines if line and line["step"] <= step]
         if self.metrics.exists():
             write_text(self.metrics, "".join(json.dumps(line) + "\n" for line in kept))
         whole = kept[-1] if kept and kept[-1]["step"] == step else None
-        last = step if whole else step - 1
-        if self.events.exists():
-            _rewrite_events(self.events, lambda event: not event.HasField("summary") or _stays(event, last))
+        self._purge_step = max(0, step + 1 if whole else step)
         return whole
 
     def scalars(self, step: int, scalars: Mapping[str, float]) -> None:
-        """Write one step's scalars; call it once a step. Not-a-number becomes null in JSON.
+        """Write one step's scalars; call it once a step. Values that are not finite become null in JSON.
 
-        The line of JSON comes last: where it stands, the others have the step too.
+        The line of JSON comes last, so that where it exists the others have the step too.
         """
         if self.writer:
             for name, value in scalars.items():
@@ -70,7 +73,7 @@ class Logger:
             os.fsync(file.fileno())
 
     def video(self, step: int, name: str, frames: np.ndarray, fps: float) -> None:
-        """Show a video of frames (T, H, W, 3) uint8, made smaller: the full one lies beside eval.json."""
+        """Log a video of frames (T, H, W, 3) uint8 as a small GIF; the video in full size is beside eval.json."""
         if not (self.writer or self.wandb):
             return
         gif = _gif(frames, fps)
@@ -85,27 +88,33 @@ class Logger:
             self.writer.flush()
 
     def text(self, name: str, text: str) -> None:
-        """Show a text, such as the configuration."""
+        """Log a text, such as the configuration."""
         if self.writer:
             self.writer.add_text(name, f"```yaml\n{text}\n```", 0)
             self.writer.flush()
 
     def hparams(self, values: Mapping[str, bool | int | float | str], metrics: Mapping[str, float]) -> None:
-        """The run's hyperparameters with its final metrics, for TensorBoard's HParams page."""
-        if self.writer:
-            from torch.utils.tensorboard.summary import hparams
+        """Log the run's hyperparameters with its final metrics, for TensorBoard's HParams page."""
+        if not self.tensorboard:
+            return
+        from torch.utils.tensorboard.summary import hparams
+        from torch.utils.tensorboard.writer import FileWriter
 
-            for summary in hparams(dict(values), dict(metrics)):
-                self.writer.file_writer.add_summary(summary)
-            self.writer.flush()
+        # They have no step, so that a run with more steps replaces the file of the run before.
+        for file in self.events.glob(f"*{HPARAMS}"):
+            file.unlink()
+        writer = FileWriter(str(self.events), filename_suffix=HPARAMS)
+        for summary in hparams(dict(values), dict(metrics)):
+            writer.add_summary(summary)
+        writer.close()
 
     def model(self, folder: Path) -> None:
-        """Hand on the checkpoint in a folder, where the run's models are kept elsewhere too."""
+        """Upload the checkpoint in a folder, where Weights & Biases keeps the run's models."""
         if self.wandb:
             self.wandb.model(folder)
 
     def close(self) -> None:
-        """Write what is still in memory."""
+        """Write what is buffered."""
         if self._writer:
             self._writer.close()
         if self.wandb:
@@ -113,36 +122,36 @@ class Logger:
 
     @property
     def writer(self) -> Any:
-        """TensorBoard's writer, made at first use so that a rewind comes before it."""
+        """TensorBoard's writer, created at first use, after `truncate_after`."""
         if self._writer is None and self.tensorboard:
             from torch.utils.tensorboard import SummaryWriter
 
-            self._writer = SummaryWriter(str(self.events))
+            self._writer = SummaryWriter(str(self.events), purge_step=self._purge_step)
         return self._writer
 
 
 class NullLogger(Logger):
-    """Writes nothing: the logger of a process beside the one that tells."""
+    """Writes nothing: the logger of every process but the main one."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder, tensorboard=False)
 
     def truncate_after(self, step: int) -> None:
-        """Leave what another process wrote."""
+        """Does nothing: the main process truncates."""
 
     def scalars(self, step: int, scalars: Mapping[str, float]) -> None:
-        """Forget them."""
+        """Does nothing."""
 
 
 def _gif(frames: np.ndarray, fps: float) -> bytes:
     """An animation that TensorBoard shows as an image, of at most MAX_FRAMES frames and MAX_WIDTH pixels."""
     every = -(-len(frames) // MAX_FRAMES)
-    pictures = [Image.fromarray(frame) for frame in frames[::every]]
-    for picture in pictures:
-        picture.thumbnail((MAX_WIDTH, MAX_WIDTH))
+    images = [Image.fromarray(frame) for frame in frames[::every]]
+    for image in images:
+        image.thumbnail((MAX_WIDTH, MAX_WIDTH))
     buffer = io.BytesIO()
     duration = round(1000 * every / fps)
-    pictures[0].save(buffer, "GIF", save_all=True, append_images=pictures[1:], duration=duration, loop=0)
+    images[0].save(buffer, "GIF", save_all=True, append_images=images[1:], duration=duration, loop=0)
     return buffer.getvalue()
 
 
@@ -150,32 +159,4 @@ def _parsed(line: str) -> dict[str, Any] | None:
     try:
         return json.loads(line)
     except ValueError:
-        return None  # a kill cut it short
-
-
-def _stays(event: Any, last: int) -> bool:
-    """Whether a summary belongs to a step up to the last; hyperparameters are written anew at the end of a run."""
-    return event.step <= last and not any(value.tag.startswith("_hparams_/") for value in event.summary.value)
-
-
-def _rewrite_events(folder: Path, keep: Callable[[Any], bool]) -> None:
-    """Keep only some events of all event files, in one new file."""
-    from tensorboard.backend.event_processing.event_file_loader import RawEventFileLoader
-    from tensorboard.compat.proto.event_pb2 import Event  # pyright: ignore[reportAttributeAccessIssue]
-    from tensorboard.summary.writer.record_writer import RecordWriter
-
-    files = sorted(folder.glob("events.out.tfevents.*"))
-    if not files:
-        return
-    records = (record for path in files for record in RawEventFileLoader(str(path)).Load())
-    # A kill between the two last steps below leaves records twice; a dict keeps each once, in order.
-    kept = dict.fromkeys(record for record in records if keep(Event.FromString(record)))
-    temporary = folder / f".rewind.{os.getpid()}"
-    with temporary.open("wb") as file:
-        writer = RecordWriter(file)
-        for record in kept:
-            writer.write(record)
-        writer.flush()
-    temporary.replace(files[0])
-    for path in files[1:]:
-        path.unlink()
+        return None  # cut short by a kill
