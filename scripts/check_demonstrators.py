@@ -26,7 +26,7 @@ from tqdm import tqdm
 from robolearn.collecting.experts import Demonstrator
 from robolearn.config.build import build
 from robolearn.config.compose import compose, parse
-from robolearn.config.preflight import check_targets_of
+from robolearn.config.validate import check_targets, refuse
 from robolearn.errors import UserError
 from robolearn.system.paths import conf_dir
 
@@ -51,7 +51,7 @@ def check(name: str, options: list[str], seeds: range, strip: Path | None) -> in
     images = [] if strip else ["env.obs_type=state", "env.render_mode=null"]
     argv = [f"env={name}", "out=none", *images, *(f"demonstrator.{option}" for option in options)]
     (job,) = compose(parse(argv, "collect"), "collect")
-    check_targets_of(job)
+    refuse(check_targets(job.cfg))
     env = build("env", job.cfg).make_vec(1).envs[0]
     demonstrator: Demonstrator = build("demonstrator", job.cfg)(env)
     steps, seconds, jumps, failed = [], [], [], []
