@@ -7,6 +7,8 @@ import pytest
 from fakes.line_env import FILES, SMALL
 
 from robolearn.cli.train import main
+from robolearn.config.compose import Job
+from robolearn.errors import UserError
 
 Own = Callable[[dict[str, str]], list[str]]
 Fails = Callable[..., str]
@@ -82,6 +84,27 @@ COMPOSED = {
 def test_on_the_command_line(fails: Fails, name: str) -> None:
     argv, text = COMPOSED[name]
     assert text in fails(*argv)
+
+
+KEYS = {
+    "sed=3": "sed",
+    "policy.horizn=8": "policy.horizn",
+    "polcy=diffusion": "polcy",
+    "policy=difusion": "policy",
+    "batch_size=many": "batch_size",
+    "scheduler=null": "scheduler",
+    "--config-dir=nowhere": "--config-dir",
+    "seed=1,2": "seed",
+    "offline.steps=${sed}": "offline.steps",
+    "+seed=3": "seed",
+}
+
+
+@pytest.mark.parametrize("typed", KEYS)
+def test_a_mistake_carries_its_key(composed: Callable[..., list[Job]], typed: str) -> None:
+    with pytest.raises(UserError) as refusal:
+        composed(typed)
+    assert refusal.value.key == KEYS[typed]
 
 
 GLOBAL = "# @package _global_\n"

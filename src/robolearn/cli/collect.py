@@ -69,10 +69,11 @@ def check(job: Job) -> None:
     cfg = job.cfg
     check_values(job, CollectConfig)
     if cfg.env is None:
-        raise UserError("env: there is no simulator to collect in; choose one with env=NAME.")
+        raise UserError("env: there is no simulator to collect in; choose one with env=NAME.", key="env")
     if cfg.policy.path is None and cfg.demonstrator is None:
         raise UserError(
-            "demonstrator: this env has none; choose one with demonstrator=NAME, or give policy.path=CHECKPOINT."
+            "demonstrator: this env has none; choose one with demonstrator=NAME, or give policy.path=CHECKPOINT.",
+            key="demonstrator",
         )
     simulator = build("env", cfg)
     recorder = make_recorder(cfg, simulator)
@@ -105,7 +106,8 @@ def check_images(simulator: Any, recorder: Any) -> None:
         if recorder.encoder and (channels != 3 or height % 2 or width % 2):
             raise UserError(
                 f"video=true: {key} has {channels} channels of {height} x {width}, but video takes 3 channels of even "
-                "height and width; choose another size of observed images in env, or video=false."
+                "height and width; choose another size of observed images in env, or video=false.",
+                key="video",
             )
 
 

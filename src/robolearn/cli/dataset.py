@@ -48,11 +48,13 @@ def _root(arguments: argparse.Namespace) -> Path:
     from robolearn.data.lerobot_format.dataset_root import find_root
 
     if not arguments.folder.is_dir():
-        raise UserError(f"{arguments.folder} is no folder: name one that holds a LeRobot dataset.")
+        raise UserError(
+            f"{arguments.folder} is no folder: name one that holds a LeRobot dataset.", key=str(arguments.folder)
+        )
     try:
         return find_root(None, str(arguments.folder), None, download=False)
     except UserError as error:
-        raise UserError(str(error).replace("dataset.root=", "", 1)) from error
+        raise UserError(str(error).replace("dataset.root=", "", 1), key=str(arguments.folder)) from error
 
 
 def _verify(arguments: argparse.Namespace) -> int:
@@ -99,7 +101,9 @@ def _show(arguments: argparse.Namespace) -> int:
         try:
             write_text(out, page)
         except (FileNotFoundError, PermissionError, IsADirectoryError) as error:
-            raise UserError(f"--out={out} can't be written ({error.strerror}); give another file.") from error
+            raise UserError(
+                f"--out={out} can't be written ({error.strerror}); give another file.", key="--out"
+            ) from error
     print(f"The page is {out.resolve()}: open it in a browser.")
     return 0
 

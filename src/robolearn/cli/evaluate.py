@@ -70,14 +70,20 @@ def _checkpoint(line: CommandLine) -> Path:
         except HydraException:  # told when everything is composed
             continue
         if override.key_or_group == "checkpoint" and override.is_sweep_override():
-            raise UserError(f"{text}: one checkpoint at a time, because its run decides the defaults of the others.")
+            raise UserError(
+                f"{text}: one checkpoint at a time, because its run decides the defaults of the others.",
+                key="checkpoint",
+            )
         given[override.key_or_group] = override.value()
     path = given.get("checkpoint")
     if not path:
-        raise UserError("checkpoint: it is missing; write robolearn-eval checkpoint=FOLDER_OR_HUB_ID.")
+        raise UserError(
+            "checkpoint: it is missing; write robolearn-eval checkpoint=FOLDER_OR_HUB_ID.", key="checkpoint"
+        )
     if given.get("policy", "checkpoint") != "checkpoint":
         raise UserError(
-            f"policy={given['policy']}: the checkpoint decides the policy; change keys with policy.KEY=VALUE."
+            f"policy={given['policy']}: the checkpoint decides the policy; change keys with policy.KEY=VALUE.",
+            key="policy",
         )
     return locate("checkpoint", str(path), given.get("download") is True)
 
@@ -114,7 +120,7 @@ def check(jobs: Sequence[Job]) -> None:
         if not job.is_remote:
             pick_device(cfg.device)
         if cfg.env is None:
-            raise UserError("env: this checkpoint's run had no simulator; choose one with env=NAME.")
+            raise UserError("env: this checkpoint's run had no simulator; choose one with env=NAME.", key="env")
         start = PretrainedCheckpoint(locate("checkpoint", cfg.checkpoint, cfg.download))
         simulator = build("env", cfg)
         spec = start.spec(simulator.spec.fps)

@@ -67,7 +67,9 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     arguments, unknown = parser.parse_known_args(list(argv))
     if unknown:
         flags = [flag for action in parser._actions for flag in action.option_strings]
-        raise UserError(f"{unknown[0]}: there is no such option{did_you_mean(unknown[0], flags)}; see --help.")
+        raise UserError(
+            f"{unknown[0]}: there is no such option{did_you_mean(unknown[0], flags)}; see --help.", key=unknown[0]
+        )
     if arguments.folder is None and not arguments.help:
         raise UserError("Which sweep? Write robolearn-sweep multirun/<date>/<time>; see --help.")
     return arguments
@@ -95,7 +97,7 @@ def _write(path: Path, text: str) -> None:
     try:
         path.write_text(text)
     except OSError as error:
-        raise UserError(f"{path} cannot be written ({error.strerror}).") from error
+        raise UserError(f"{path} cannot be written ({error.strerror}).", key=str(path)) from error
 
 
 def tables(sweep: Sweep) -> str:

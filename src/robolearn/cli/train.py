@@ -62,10 +62,13 @@ def check_processes(line: CommandLine, processes: int) -> None:
     if line.args.multirun:
         raise UserError(
             f"--multirun: {processes} processes were started to train one run; start the sweep by one process, with "
-            "hydra/launcher=slurm_multinode."
+            "hydra/launcher=slurm_multinode.",
+            key="--multirun",
         )
     if not _names_folder(line.overrides):
-        raise UserError(f"output_dir: {processes} processes train one run, so name its folder: output_dir=FOLDER.")
+        raise UserError(
+            f"output_dir: {processes} processes train one run, so name its folder: output_dir=FOLDER.", key="output_dir"
+        )
 
 
 def check_sweep(job: Job) -> None:
@@ -76,11 +79,14 @@ def check_sweep(job: Job) -> None:
     """
     if "Optuna" in job.sweeper:
         if not find_spec("hydra_plugins.hydra_optuna_sweeper"):
-            raise UserError('hydra/sweeper=optuna: Optuna is not installed; pip install -e ".[optuna]".')
+            raise UserError(
+                'hydra/sweeper=optuna: Optuna is not installed; pip install -e ".[optuna]".', key="hydra/sweeper"
+            )
         if job.cfg.env is None or job.cfg.eval_freq <= 0:
             raise UserError(
                 f"hydra/sweeper=optuna compares runs by {job.cfg.checkpoints.metric}, and nothing is evaluated here; "
-                "choose a simulator with env=NAME, and an eval_freq of 1 or more."
+                "choose a simulator with env=NAME, and an eval_freq of 1 or more.",
+                key="hydra/sweeper",
             )
     if "Slurm" in str(job.launcher.get("_target_")):
         from robolearn.system.slurm import check_request

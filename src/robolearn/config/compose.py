@@ -30,7 +30,7 @@ from hydra.types import HydraContext, RunMode
 from hydra.version import setbase
 from omegaconf import DictConfig, OmegaConf, flag_override
 
-from robolearn.config.messages import Sources, check_overrides, explain
+from robolearn.config.messages import Sources, about, check_overrides, explain
 from robolearn.config.schema import drop_shadowed_nodes
 from robolearn.errors import UserError, did_you_mean
 from robolearn.system.paths import conf_dir
@@ -99,16 +99,17 @@ def parse(argv: Sequence[str], config_name: str) -> CommandLine:
         if first.startswith("--") and "." in first or "=" in first:
             bare = first.lstrip("-")
             raise UserError(
-                f"{first}: keys are written without dashes here: {bare if '=' in bare else bare + '=VALUE'}."
+                f"{first}: keys are written without dashes here: {bare if '=' in bare else bare + '=VALUE'}.", key=first
             )
         flags = [flag for action in parser._actions for flag in action.option_strings]
-        raise UserError(f"{first}: there is no such option{did_you_mean(first, flags)}; see --help.")
+        raise UserError(f"{first}: there is no such option{did_you_mean(first, flags)}; see --help.", key=first)
     if args.config_path:
         raise UserError(
-            "--config-path would hide the files that come with robolearn; add a folder of your own with --config-dir."
+            "--config-path would hide the files that come with robolearn; add a folder of your own with --config-dir.",
+            key="--config-path",
         )
     if args.config_dir and not Path(args.config_dir).is_dir():
-        raise UserError(f"--config-dir {args.config_dir}: there is no such folder.")
+        raise UserError(f"--config-dir {args.config_dir}: there is no such folder.", key="--config-dir")
     modes = [bool(args.run), bool(args.multirun), bool(args.cfg), bool(args.info), bool(args.shell_completion)]
     if sum(modes) > 1:
         raise UserError("Give only one of --run, --multirun, --cfg, --info and --shell-completion.")
@@ -167,7 +168,10 @@ def compose(line: CommandLine, task: str) -> list[Job]:
         if not _sweeps(composer, line):
             return [_job(master, sources, line.overrides, number=None)]
         if any(text.split("=")[0].lstrip("+") == "output_dir" for text in line.overrides):
-            raise UserError("output_dir= has no effect with --multirun; give the sweep's folder with hydra.sweep.dir=.")
+            raise UserError(
+                "output_dir= has no effect with --multirun; give the sweep's folder with hydra.sweep.dir=.",
+                key="output_dir",
+            )
         jobs = []
         HydraConfig.instance().set_config(master)
         with _explained(sources, line.overrides):
@@ -213,7 +217,8 @@ def _misplaced_launcher(sources: Sources, overrides: list[str]) -> UserError:
     file = sources.naming(lambda group, option: group == "hydra/launcher", overrides) or "hydra/launcher"
     return UserError(
         f"{file}: Hydra chooses the launcher before it looks at a swept experiment, so hydra/launcher is given on the "
-        "command line only: remove it from the file and add hydra/launcher=NAME to the command."
+        "command line only: remove it from the file and add hydra/launcher=NAME to the command.",
+        key="hydra/launcher",
     )
 
 
@@ -233,7 +238,7 @@ def _check_launcher(master: DictConfig, sources: Sources, line: CommandLine) -> 
     if not typed and master.hydra.runtime.choices["hydra/launcher"] != "basic":
         raise _misplaced_launcher(sources, line.overrides)
     if typed and not (line.args.multirun or line.args.cfg or master.hydra.mode == RunMode.MULTIRUN):
-        raise UserError(f"{typed[0]} has an effect with --multirun only: add -m.")
+        raise UserError(f"{typed[0]} has an effect with --multirun only: add -m.", key="hydra/launcher")
 
 
 @contextmanager
@@ -246,7 +251,7 @@ def _explained(sources: Sources, overrides: list[str]) -> Iterator[None]:
         message = explain(error, sources, overrides)
         if message is None:
             raise
-        raise UserError(message) from error
+        raise UserError(message, key=about(message)) from error
 
 
 def _load(composer: Hydra, sources: Sources, overrides: list[str], mode: RunMode) -> DictConfig:
@@ -297,7 +302,7 @@ def _job(cfg: DictConfig, sources: Sources, overrides: list[str], number: int | 
             del task["hydra"]
         missing = sorted(OmegaConf.missing_keys(task))
         if missing:
-            raise UserError(f"{missing[0]} has no value yet; give it with {missing[0]}=VALUE.")
+            raise UserError(f"{missing[0]} has no value yet; give it with {missing[0]}=VALUE.", key=missing[0])
         OmegaConf.resolve(task)
         launcher: Any = OmegaConf.to_container(cfg.hydra.launcher, resolve=True)
     elsewhere = cfg.hydra.runtime.choices["hydra/launcher"] != "basic"

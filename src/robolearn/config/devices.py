@@ -32,14 +32,17 @@ def pick_device(name: str | None, ranks: World | None = None) -> torch.device:
     kind, _, index = name.partition(":")
     if kind not in ("cuda", "mps", "cpu") or (index and not index.isdigit()):
         raise UserError(
-            f"device={name}: it is none of cuda, cuda:N, mps, cpu{did_you_mean(kind, ['cuda', 'mps', 'cpu'])}."
+            f"device={name}: it is none of cuda, cuda:N, mps, cpu{did_you_mean(kind, ['cuda', 'mps', 'cpu'])}.",
+            key="device",
         )
     if kind == "cuda" and not cuda:
-        raise UserError(f"device={name}: no GPU is visible here; use device=cpu.")
+        raise UserError(f"device={name}: no GPU is visible here; use device=cpu.", key="device")
     if kind == "mps" and not mps:
-        raise UserError(f"device={name}: this machine has no Apple GPU; use device=cpu.")
+        raise UserError(f"device={name}: this machine has no Apple GPU; use device=cpu.", key="device")
     if kind == "cuda" and index and int(index) >= torch.cuda.device_count():
-        raise UserError(f"device={name}: only {torch.cuda.device_count()} GPUs are visible, counted from cuda:0.")
+        raise UserError(
+            f"device={name}: only {torch.cuda.device_count()} GPUs are visible, counted from cuda:0.", key="device"
+        )
     return torch.device(name)
 
 
@@ -59,7 +62,7 @@ def pick_compile(wanted: bool | None, device: torch.device) -> bool:
         return True
     reason = "no C compiler is here; install gcc, or set compile=false"
     if wanted:
-        raise UserError(f"compile=true: {reason}.")
+        raise UserError(f"compile=true: {reason}.", key="compile")
     log.warning("The loss is not compiled and slower: %s.", reason)
     return False
 
@@ -80,7 +83,7 @@ def pick_cuda_graph(cfg: DictConfig, device: torch.device, policy: Policy, optim
     }
     reason = next((text for text, holds in reasons.items() if holds), None)
     if reason and cfg.cuda_graph:
-        raise UserError(f"cuda_graph=true: {reason}, or set cuda_graph=false.")
+        raise UserError(f"cuda_graph=true: {reason}, or set cuda_graph=false.", key="cuda_graph")
     if reason and device.type == "cuda":
         log.warning("Updates run without a CUDA graph, and slower: %s.", reason)
     return False if reason else cfg.cuda_graph
@@ -98,7 +101,7 @@ def pick_acting_graph(wanted: bool | None, device: torch.device, policy: Policy)
     }
     reason = next((text for text, holds in reasons.items() if holds), None)
     if reason and wanted:
-        raise UserError(f"cuda_graph=true: {reason}, or set cuda_graph=false.")
+        raise UserError(f"cuda_graph=true: {reason}, or set cuda_graph=false.", key="cuda_graph")
     return wanted
 
 

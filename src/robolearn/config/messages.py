@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from robolearn.config.schema import CONFIG_GROUPS
-from robolearn.errors import UserError, closest_match, did_you_mean
+from robolearn.errors import UserError, closest_match, did_you_mean, one_line
 from robolearn.system.paths import conf_dir
 
 COMMAND_LINE = "the command line"
@@ -134,25 +134,33 @@ def check_overrides(sources: Sources, overrides: list[str]) -> None:
     for override in OverridesParser.create(sources.loader).parse_overrides(overrides):
         key, typed = override.key_or_group, override.input_line
         if not key or not re.match(r"[\w/]", key):
-            raise UserError(f"{typed}: this is no key=value; write for instance policy=diffusion seed=1.")
+            raise UserError(
+                f"{typed}: this is no key=value; write for instance policy=diffusion seed=1.", key=str(typed)
+            )
         if not override.is_hydra_override() and sources.is_group(key):
             _check_choice(sources, override, key, str(typed))
         elif override.value_type is None and not override.is_delete():
-            raise UserError(f"{typed}: a value is missing; write {key}=VALUE.")
+            raise UserError(f"{typed}: a value is missing; write {key}=VALUE.", key=key)
 
 
 def _check_choice(sources: Sources, override: Override, key: str, typed: str) -> None:
     options = sources.options(key)
     if override.is_delete():
-        raise UserError(f"{typed}: the group {key} cannot be left out; choose one of {_listed(options)}.")
+        raise UserError(f"{typed}: the group {key} cannot be left out; choose one of {_listed(options)}.", key=key)
     if key in CONFIG_GROUPS and (override.is_add() or override.is_force_add()):
-        raise UserError(f"{typed}: {key} is chosen already; write {typed.lstrip('+')}.")
+        raise UserError(f"{typed}: {key} is chosen already; write {typed.lstrip('+')}.", key=key)
     if key == "experiment" and not override.is_add():
-        raise UserError(f"{typed}: an experiment is added with a plus: +{typed}.")
+        raise UserError(f"{typed}: an experiment is added with a plus: +{typed}.", key=key)
     value = override.value()
     if override.is_sweep_override() or isinstance(value, (str, list)):
         return
-    raise UserError(f"{typed}: {key} is a group of files, so choose one of {_listed(options)}.")
+    raise UserError(f"{typed}: {key} is a group of files, so choose one of {_listed(options)}.", key=key)
+
+
+def about(sentence: str) -> str | None:
+    """The key or file that a sentence of `explain` is about; it begins with that."""
+    found = re.match(r"[+~]*([^\s:=,]+)(?=,| \(|[:=])", sentence)
+    return found[1] if found else None
 
 
 def explain(error: Exception, sources: Sources, overrides: list[str]) -> str | None:
@@ -171,12 +179,10 @@ def explain(error: Exception, sources: Sources, overrides: list[str]) -> str | N
     if isinstance(error, (ValueError, TypeError)):
         if file := sources.naming(lambda name, value: isinstance(value, (bool, int)), overrides):
             return f"{file}: on, off, yes, no and numbers in its defaults are no names of options to YAML; quote them."
-        return f"The configuration does not compose: {_line(error)}; robolearn-train --info defaults shows its files."
+        return (
+            f"The configuration does not compose: {one_line(error)}; robolearn-train --info defaults shows its files."
+        )
     return None
-
-
-def _line(error: BaseException) -> str:
-    return " ".join(str(error).split()).rstrip(".")
 
 
 def _listed(names: list[str]) -> str:
@@ -244,7 +250,7 @@ def _composition(error: HydraException, sources: Sources, overrides: list[str]) 
         return f"{typed}: the basic sweeper cannot draw from an interval; write choice(...) or range(...)."
     if isinstance(cause, OmegaConfBaseException):
         return _omegaconf(cause, sources, overrides)
-    return f"The configuration does not compose: {_line(error)}."
+    return f"The configuration does not compose: {one_line(error)}."
 
 
 RENAMED = (

@@ -62,7 +62,7 @@ def check(jobs: Sequence[Job], ranks: World | None = None) -> None:
             if len(jobs) == 1:
                 raise
             own = [text for text in job.overrides if any(text not in other.overrides for other in jobs)]
-            raise UserError(f"Job {number} of the sweep ({' '.join(own)}): {error}") from error
+            raise UserError(f"Job {number} of the sweep ({' '.join(own)}): {error}", key=error.key) from error
 
 
 def _processes(job: Job, ranks: World) -> int:
@@ -83,12 +83,19 @@ def check_distributed(cfg: DictConfig, processes: int) -> None:
     if cfg.batch_size % processes:
         raise UserError(
             f"batch_size={cfg.batch_size} is what all {processes} processes of a run take together, so it must be a "
-            f"multiple of {processes}."
+            f"multiple of {processes}.",
+            key="batch_size",
         )
     if cfg.online.steps:
-        raise UserError(f"online.steps={cfg.online.steps}: the online phase runs in one process, not in {processes}.")
+        raise UserError(
+            f"online.steps={cfg.online.steps}: the online phase runs in one process, not in {processes}.",
+            key="online.steps",
+        )
     if cfg.cuda_graph:
-        raise UserError(f"cuda_graph=true: updates of {processes} processes are not captured; set cuda_graph=null.")
+        raise UserError(
+            f"cuda_graph=true: updates of {processes} processes are not captured; set cuda_graph=null.",
+            key="cuda_graph",
+        )
 
 
 def check_values(job: Job, schema: type) -> None:
@@ -113,19 +120,24 @@ def check_folder(run: Run, resume: str) -> None:
     folder = run.folder
     if run.exists:
         if resume == "never":
-            raise UserError(f"resume=never: {folder} holds a run already; give another output_dir.")
+            raise UserError(f"resume=never: {folder} holds a run already; give another output_dir.", key="resume")
         run.check_same()
         return
     if resume == "must":
-        raise UserError(f"resume=must: {folder} holds no run to go on with; give its output_dir, or resume=auto.")
+        raise UserError(
+            f"resume=must: {folder} holds no run to go on with; give its output_dir, or resume=auto.", key="resume"
+        )
     if folder.exists() and not folder.is_dir():
-        raise UserError(f"output_dir={folder} is a file; give a folder.")
+        raise UserError(f"output_dir={folder} is a file; give a folder.", key="output_dir")
     # What Hydra, submitit or a run killed before its first step may have left there.
     left = {"run.json", "git.diff"}
     names = [file.name for file in _entries(folder) if not file.name.startswith(".") and file.suffix != ".log"]
     foreign = [name for name in names if name not in left]
     if foreign:
-        raise UserError(f"output_dir={folder} holds other files ({foreign[0]}) and no run; give a folder of its own.")
+        raise UserError(
+            f"output_dir={folder} holds other files ({foreign[0]}) and no run; give a folder of its own.",
+            key="output_dir",
+        )
 
 
 def _entries(folder: Path) -> list[Path]:
@@ -224,10 +236,13 @@ def _check_optimizer(cfg: DictConfig, groups: list[str]) -> None:
             if option not in optimizer.defaults:
                 raise UserError(
                     f"param_groups.{name}.{option}: {type(optimizer).__name__} has no option "
-                    f"'{option}'{did_you_mean(option, optimizer.defaults)}."
+                    f"'{option}'{did_you_mean(option, optimizer.defaults)}.",
+                    key=f"param_groups.{name}.{option}",
                 )
         try:
             make(stand_in[name], **own)
         except (TypeError, ValueError) as error:
-            raise UserError(f"param_groups.{name}={own}: {str(error).rstrip('.')}; give another value.") from None
+            raise UserError(
+                f"param_groups.{name}={own}: {str(error).rstrip('.')}; give another value.", key=f"param_groups.{name}"
+            ) from None
     build("scheduler", cfg, optimizer, num_training_steps=total_steps(cfg))

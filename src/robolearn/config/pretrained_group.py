@@ -39,16 +39,19 @@ def register_from_command_line(line: CommandLine) -> CommandLine:
         line = _added(line)
     elif path is not None and choice is not None and choice.value() != "pretrained":
         raise UserError(
-            f"{choice.input_line}: {KEY} decides the policy; leave this out, or give {CHOICE}, and change single keys."
+            f"{choice.input_line}: {KEY} decides the policy; leave this out, or give {CHOICE}, and change single keys.",
+            key="policy",
         )
     if path is not None:
         if path.is_sweep_override():
-            raise UserError(f"{path.input_line}: one checkpoint at a time, because it decides what the keys are.")
+            raise UserError(
+                f"{path.input_line}: one checkpoint at a time, because it decides what the keys are.", key=KEY
+            )
         register(str(path.value() or ""))
     elif found := _of_experiment(line, typed.get("experiment")):
         register(found)
     elif choice is not None and choice.value() == "pretrained":
-        raise UserError(f"{KEY}: it is missing; write {KEY}=FOLDER_OR_HUB_ID.")
+        raise UserError(f"{KEY}: it is missing; write {KEY}=FOLDER_OR_HUB_ID.", key=KEY)
     return line
 
 
@@ -59,7 +62,7 @@ def register(path: str) -> None:
         UserError: It is not there or not supported.
     """
     if not path:
-        raise UserError(f"{KEY}: it is missing; write {KEY}=FOLDER_OR_HUB_ID.")
+        raise UserError(f"{KEY}: it is missing; write {KEY}=FOLDER_OR_HUB_ID.", key=KEY)
     found = locate.checkpoint_config(locate.locate(KEY, path))
     kind = found.pop("kind", None)
     bases = (get_interop(kind).optimizer, get_interop(kind).scheduler) if kind else (None, None)
