@@ -227,7 +227,7 @@ class LeRobotDataset(FrameDataset):
 
     def task_of(self, indices: Tensor) -> list[str]:
         """The tasks of the frames `indices` (B,)."""
-        return [self.meta.tasks[int(number)] for number in self._task_index[indices.cpu()]]
+        return [self.meta.tasks[int(index)] for index in self._task_index[indices.cpu()]]
 
 
 def make_spec(meta: DatasetMeta) -> Spec:
@@ -237,7 +237,7 @@ def make_spec(meta: DatasetMeta) -> Spec:
         if key.startswith("observation.") and column.dtype not in STRING_DTYPES:
             observation[key] = Feature(kind_of(key, column.is_visual), column.shape)
     # Indices without a task are used by no frame, which is checked when frames are read.
-    tasks = tuple(meta.tasks.get(number, "") for number in range(max(meta.tasks, default=-1) + 1))
+    tasks = tuple(meta.tasks.get(index, "") for index in range(max(meta.tasks, default=-1) + 1))
     return Spec(observation, Feature("ACTION", meta.columns["action"].shape), meta.fps, meta.settings, tasks)
 
 

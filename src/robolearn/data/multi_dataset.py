@@ -30,11 +30,11 @@ class MultiDataset(FrameDataset):
     Only keys that all of them have, with the same shape, are served; the others are named in the log and not decoded.
 
     Args:
-        sources: Folders or hub ids (an existing folder goes first), or datasets with options of their own.
+        sources: Folders or hub ids (an existing folder takes precedence), or datasets with options of their own.
         weights: Share of each dataset in what is drawn; None: every frame is drawn equally often.
         statistics: ``joint``: those of all frames together; ``per_dataset``: in training, every sample is normalised
             by those of its own dataset.
-        acts_with: With ``per_dataset``, the dataset (counted from 0) whose statistics actions are taken with.
+        acts_with: With ``per_dataset``, index of the dataset whose statistics unnormalise actions.
         exclude: Observations to leave out of all of them.
         download: As for a `LeRobotDataset`, and so are the others below; they are those of sources given as strings.
         use_imagenet_stats: As there; also of the joint statistics.
@@ -48,12 +48,12 @@ class MultiDataset(FrameDataset):
     Attributes:
         datasets: The datasets.
         spec: The common features.
-        stats: float32 statistics of every feature of `spec`, which actions are taken with.
-        fps: Frames a second, of all.
+        stats: float32 statistics of every feature of `spec`, which unnormalise actions.
+        fps: Frames per second, of all.
         num_frames: Frames of all; batches count them from 0.
         num_episodes: Episodes of all.
         tasks: Tasks of the episodes, by task index.
-        acts_with: The dataset whose statistics actions are taken with, where each has its own.
+        acts_with: Index of the dataset whose statistics unnormalise actions, where each has its own.
 
     Raises:
         UserError: A dataset is not found or broken, they do not fit each other, or a weight is invalid.
@@ -151,12 +151,12 @@ class MultiDataset(FrameDataset):
         rows = indices.cpu()
         owner = torch.bucketize(rows, torch.as_tensor(self._starts[1:]), right=True)
         parts: list[Batch] = []
-        for number, dataset in enumerate(self.datasets):
-            own = rows[owner == number] - int(self._starts[number])
+        for index, dataset in enumerate(self.datasets):
+            own = rows[owner == index] - int(self._starts[index])
             if len(own):
                 part = dataset.batch(own, window, pin=pin and len(own) == len(rows), keys=keys)
                 if "task_index" in part:
-                    part = part | {"task_index": self._task_indices[number][part["task_index"]]}
+                    part = part | {"task_index": self._task_indices[index][part["task_index"]]}
                 parts.append(part)
         order = self._to_device(owner.argsort(stable=True).argsort())
         whole = {"dataset_index": self._to_device(owner)} if keys is None or "dataset_index" in keys else {}

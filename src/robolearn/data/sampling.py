@@ -1,4 +1,4 @@
-"""The order in which frames are drawn: a pure function of the seed and the step."""
+"""The order in which frames are drawn, a pure function of the seed and the batch index."""
 
 from collections.abc import Sequence
 

@@ -119,9 +119,9 @@ def _to_v30(meta: DatasetMeta, folder: Path) -> None:
     source = _EpisodeReader(meta)
     features = {key: dict(each) for key, each in source.info["features"].items() if key not in INDEX_FEATURES}
     writer = DatasetWriter(folder, meta.fps, features, source.info.get("robot_type"), _extra(source.info))
-    writer.tasks = [meta.tasks[number] for number in sorted(meta.tasks)]
+    writer.tasks = [meta.tasks[index] for index in sorted(meta.tasks)]
     lines = {row["episode_index"]: row for row in read_lines(meta.root / "meta" / "episodes.jsonl")}
-    for number, (episode, table) in enumerate(source, 1):
+    for count, (episode, table) in enumerate(source, 1):
         tasks = [meta.tasks[index] for index in table["task_index"].to_pylist()]
         writer.add(
             EpisodeRecord(
@@ -133,7 +133,7 @@ def _to_v30(meta: DatasetMeta, folder: Path) -> None:
                 times=table["timestamp"].to_numpy(),
             )
         )
-        if number % COMMIT_EVERY == 0:
+        if count % COMMIT_EVERY == 0:
             writer.commit()
     writer.commit()
 

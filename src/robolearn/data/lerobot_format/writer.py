@@ -142,7 +142,7 @@ class DatasetWriter:
 
     # Converting an episode
 
-    def _table(self, record: EpisodeRecord, number: int, first: int, tasks: list[str]) -> pa.Table:
+    def _table(self, record: EpisodeRecord, episode_index: int, first: int, tasks: list[str]) -> pa.Table:
         given: Any = record.columns
         length = len(given["action"])
         index_of = {task: index for index, task in enumerate(tasks)}
@@ -150,7 +150,7 @@ class DatasetWriter:
         created = {
             "timestamp": times.astype(np.float32),
             "frame_index": np.arange(length),
-            "episode_index": np.full(length, number),
+            "episode_index": np.full(length, episode_index),
             "index": np.arange(first, first + length),
             "task_index": np.array([index_of[task] for task in _tasks(record, length)]),
         }
@@ -162,7 +162,7 @@ class DatasetWriter:
             columns[key] = values if isinstance(values, pa.ChunkedArray | pa.Array) else _arrow(values, each)
         return pa.table(columns)
 
-    def _row(self, record: EpisodeRecord, table: pa.Table, number: int) -> dict[str, Any]:
+    def _row(self, record: EpisodeRecord, table: pa.Table, index: int) -> dict[str, Any]:
         first = int(table["index"][0].as_py())
         stats = {**record.stats}
         for key, each in self.features.items():
@@ -170,7 +170,7 @@ class DatasetWriter:
                 stats[key] = column_stats(as_array(table[key], each))
         flat = {f"stats/{key}/{name}": value.tolist() for key, of in stats.items() for name, value in of.items()}
         return {
-            "episode_index": number,
+            "episode_index": index,
             "tasks": list(dict.fromkeys(_tasks(record))),
             "length": table.num_rows,
             "dataset_from_index": first,
