@@ -152,7 +152,7 @@ def test_fresh_run_names_the_unfinished_one_of_equal_configuration(own: Own, cap
     status.write_text(json.dumps({**json.loads(status.read_text()), "state": "interrupted"}))
     capfd.readouterr()
     train.main(argv)
-    assert f"output_dir={status.parent.absolute()} goes on with it" in capfd.readouterr().out
+    assert f"output_dir={status.parent.absolute()} resumes it" in capfd.readouterr().out
 
 
 def test_mistake_that_shows_only_when_built(own: Own, capfd: pytest.CaptureFixture[str], monkeypatch) -> None:

@@ -160,7 +160,7 @@ def _collect(cfg: DictConfig) -> None:
         if collection.missing <= 0:
             print(f"{out} holds {writer.num_episodes} episodes already; give a larger episodes= for more.")
             return
-        doing, left = "saving what was recorded", "the same command goes on from what was saved"
+        doing, left = "saving what was recorded", "the same command resumes from what was saved"
         with GracefulShutdown(doing, left) as interrupts:
             outcome = _run(cfg, simulator, recorder, collection, lambda: interrupts.pending is not None)
             _report(out, outcome, cfg)
@@ -208,7 +208,7 @@ def _report(out: Path, outcome: Any, cfg: DictConfig) -> None:
     kept = "kept too" if cfg.keep_failures else "left out"
     failed = f"{outcome.failures} of {attempts} attempts failed and were {kept}" if outcome.failures else "none failed"
     if not outcome.complete:
-        print(f"Stopped with {outcome.episodes} of {cfg.episodes} episodes in {out}; the same command goes on.")
+        print(f"Stopped with {outcome.episodes} of {cfg.episodes} episodes in {out}; the same command resumes.")
         return
     episodes = f"{outcome.episodes} episode" + "s" * (outcome.episodes != 1)
     print(f"{episodes}, {outcome.frames:,} frames, {size:.1f} MB in {out}; {failed}.")

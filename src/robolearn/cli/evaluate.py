@@ -67,7 +67,7 @@ def _checkpoint(line: CommandLine) -> Path:
     for text in line.overrides:
         try:
             override = OverridesParser.create().parse_override(text)
-        except HydraException:  # told when everything is composed
+        except HydraException:  # reported when everything is composed
             continue
         if override.key_or_group == "checkpoint" and override.is_sweep_override():
             raise UserError(

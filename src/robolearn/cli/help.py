@@ -21,7 +21,7 @@ Examples:
   robolearn-train -m hydra/launcher=slurm seed=1,2,3         a sweep as one SLURM array
   robolearn-sweep multirun/<date>/<time>                     how its runs stand
   robolearn-train --config-dir my/conf policy=mine           an option from a folder of your own
-  robolearn-train output_dir=outputs/a                       again: goes on where it was stopped
+  robolearn-train output_dir=outputs/a                       again: resumes where it was stopped
 
 Groups (GROUP=NAME, the default is marked *):
 {groups}
@@ -82,7 +82,7 @@ Usage:
   robolearn-collect out=FOLDER [env=NAME] [episodes=N] [KEY=VALUE]
 
 Examples:
-  robolearn-collect env=pusht episodes=200 out=data/pusht          again: goes on where it was stopped
+  robolearn-collect env=pusht episodes=200 out=data/pusht          again: resumes where it was stopped
   robolearn-collect env=pusht env.obs_type=environment_state_agent_pos episodes=200 out=data/pusht_keypoints
   robolearn-collect out=data/noisy action_noise=10                 noisy actions; the clean ones are the labels
   robolearn-collect out=data/rollouts policy.path=outputs/a keep_failures=true action_label=executed

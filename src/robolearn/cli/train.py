@@ -116,7 +116,7 @@ def _train(cfg: DictConfig) -> float | None:
     try:
         return _train_together(cfg, ranks)
     except PeerError as error:
-        # The process that failed has told its error, and the first one the run's.
+        # The process that failed has reported its error, and the first one that of the run.
         if HydraConfig.get().mode == RunMode.MULTIRUN:
             raise
         print(f"Process {ranks.rank}: {error}", file=sys.stderr)
@@ -150,7 +150,7 @@ def _ended(cfg: DictConfig, run: "Run", context: Any) -> dict[str, float | None]
         if context.mode == RunMode.RUN and folder == Path(cfg.output_dir).absolute() and not _names_folder(typed):
             other = newest_unfinished(folder.parents[1], run.config)
             if other:
-                log.info("A run of the same configuration was not finished: output_dir=%s goes on with it.", other)
+                log.info("A run of the same configuration was not finished: output_dir=%s resumes it.", other)
         run.record()
         return None
     if not is_finished(folder, run.steps or 0):

@@ -98,7 +98,7 @@ def build_dataset(cfg: DictConfig) -> FrameDataset:
 
 
 def build_policy(cfg: DictConfig, spec: Spec) -> Policy:
-    """A policy for what is observed and commanded.
+    """The policy of a configuration, for the features of a spec.
 
     Raises:
         UserError: Its options contradict each other or the spec.

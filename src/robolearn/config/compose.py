@@ -117,11 +117,11 @@ def parse(argv: Sequence[str], config_name: str) -> CommandLine:
 
 
 def with_run_names(line: CommandLine) -> CommandLine:
-    """The same sweep with its runs named by what tells them apart: Hydra is told which keys they share."""
+    """The same sweep with its runs named by what tells them apart: Hydra gets the keys they share."""
     key = "hydra.job.config.override_dirname.exclude_keys"
     try:
         parsed = OverridesParser.create().parse_overrides(line.overrides)
-    except HydraException:  # told when it is composed
+    except HydraException:  # reported when it is composed
         return line
     if not line.args.multirun or any(override.get_key_element().lstrip("+") == key for override in parsed):
         return line
@@ -260,7 +260,7 @@ def _load(composer: Hydra, sources: Sources, overrides: list[str], mode: RunMode
 
 
 def _split(composer: Hydra, master: DictConfig, sources: Sources, line: CommandLine) -> list[list[str]]:
-    """The overrides of every job of a sweep; of one that chooses as it goes one job, with all first values."""
+    """The overrides of every job of a sweep; of a sampling sweeper one job, with all first values."""
     task = [str(text) for text in master.hydra.overrides.task]
     sweeper = master.hydra.sweeper
     params: Any = OmegaConf.select(master, "hydra.sweeper.params") or {}

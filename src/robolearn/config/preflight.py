@@ -112,7 +112,7 @@ def check_values(job: Job, schema: type) -> None:
 
 
 def check_folder(run: Run, resume: str) -> None:
-    """See that a run may start or go on in its folder, as ``resume`` says; nothing is written.
+    """See that a run may start or resume in its folder, as ``resume`` says; nothing is written.
 
     Raises:
         UserError: The folder holds what it may not, or not what it must.
@@ -125,7 +125,7 @@ def check_folder(run: Run, resume: str) -> None:
         return
     if resume == "must":
         raise UserError(
-            f"resume=must: {folder} holds no run to go on with; give its output_dir, or resume=auto.", key="resume"
+            f"resume=must: {folder} holds no run to resume; give its output_dir, or resume=auto.", key="resume"
         )
     if folder.exists() and not folder.is_dir():
         raise UserError(f"output_dir={folder} is a file; give a folder.", key="output_dir")

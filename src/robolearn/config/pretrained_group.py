@@ -90,7 +90,7 @@ def _parsed(overrides: list[str]) -> list[Override]:
     for text in overrides:
         try:
             parsed.append(OverridesParser.create().parse_override(text))
-        except HydraException:  # told when everything is composed
+        except HydraException:  # reported when everything is composed
             continue
     return parsed
 
@@ -110,7 +110,7 @@ def _of_experiment(line: CommandLine, experiment: Override | None) -> str | None
         if name and file.is_file():
             try:
                 found = OmegaConf.select(OmegaConf.load(file), KEY)
-            except (yaml.YAMLError, HydraException):  # told when everything is composed
+            except (yaml.YAMLError, HydraException):  # reported when everything is composed
                 return None
             return str(found) if found else None
     return None
