@@ -141,7 +141,7 @@ def build(config: Any, device: torch.device, **options: Any) -> Pi0Policy:
 
 def make_batch(policy: Pi0Policy, size: int, words: int, device: torch.device) -> Batch:
     """Noise in the shape of a normalised batch."""
-    chunk = len(policy.window.action)
+    chunk = len(policy.spec.window.action)
     batch = {key: torch.rand(size, 1, 3, 480, 640, device=device) for key in policy.cameras}
     vocabulary = policy.paligemma.words.num_embeddings
     return batch | {
@@ -209,7 +209,7 @@ class Work:
     def __init__(self, policy: Pi0Policy, cameras: int, words: int) -> None:
         vision, language, expert = policy.paligemma.vision, policy.paligemma.language, policy.expert
         patches = vision.get_submodule("embeddings.position_embedding").get_parameter("weight").shape[0]
-        seen, chunk = cameras * patches, len(policy.window.action)
+        seen, chunk = cameras * patches, len(policy.spec.window.action)
         prefix, suffix = seen + words, 1 + chunk
         last = language.layers[-1]
         used = matrices(language) - matrices(last) + matrices(last.self_attn.k_proj) + matrices(last.self_attn.v_proj)

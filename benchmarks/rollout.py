@@ -143,7 +143,7 @@ def prediction(agent: Agent, spec: Spec, count: int, repeats: int) -> float:
         started = time.perf_counter()
         agent(seen)
         taken.append(time.perf_counter() - started)
-        for _ in range(agent.policy.n_action_steps - 1):
+        for _ in range(agent.policy.spec.n_action_steps - 1):
             agent(seen)
     return float(np.median(taken[4:]))
 

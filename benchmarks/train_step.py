@@ -198,14 +198,14 @@ def make_trainer(
     policy = build_policy(cfg, dataset.spec).to(device)
     normalizer = Normalizer(dataset.spec, policy.normalization_mapping, dataset.stats).to(device)
     optimizer = build("optimizer", cfg, build_param_groups(policy.param_groups(), plain(cfg)["param_groups"]))
-    sampler = BatchSampler(dataset.valid_indices(policy.drop_n_last_frames), size, seed=0)
+    sampler = BatchSampler(dataset.valid_indices(policy.spec.drop_n_last_frames), size, seed=0)
     nothing = cast(Any, None)
     trainer = Trainer(
         policy=policy,
         normalizer=normalizer,
         optimizer=optimizer,
         schedule=build("scheduler", cfg, optimizer, num_training_steps=100_000),
-        loader=Loader(dataset, sampler, policy.window, device, cfg.num_workers),
+        loader=Loader(dataset, sampler, policy.spec.window, device, cfg.num_workers),
         device=device,
         steps=100_000,
         cadence=Cadence(0, 0, 0, False),
@@ -222,7 +222,7 @@ def make_trainer(
 
 def by_items(dataset: Any, trainer: Trainer, size: int) -> Iterator[Batch]:
     """What the plain loop gets its batches from."""
-    items = Items(dataset, trainer.policy.window)
+    items = Items(dataset, trainer.policy.spec.window)
     pin = trainer.device.type == "cuda"
     loader = DataLoader(
         items, size, shuffle=True, num_workers=4, drop_last=True, pin_memory=pin, persistent_workers=True
