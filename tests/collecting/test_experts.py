@@ -10,7 +10,7 @@ from fakes import processes
 from robolearn.collecting.experts import AlohaInsertionDemonstrator, AlohaTransferCubeDemonstrator, PushTDemonstrator
 from robolearn.collecting.experts.path_planning import shortest_path
 from robolearn.collecting.experts.push_physics import SimulatedPush, State
-from robolearn.collecting.experts.pusht_expert import ride
+from robolearn.collecting.experts.pusht_expert import trapezoidal_trajectory
 from robolearn.collecting.experts.scene import Scene
 from robolearn.collecting.experts.viperx import LOWER, UPPER, joints_for, rotation
 from robolearn.collecting.experts.waypoints import UnreachableError, Waypoint, motion
@@ -183,27 +183,29 @@ def test_motion_keeps_its_limit_its_end_and_its_reach():
         motion("left", start, [Waypoint(5, (0.6, 0.5, 0.1), 1.3, 0.9)], fastest=0.08)
 
 
-def test_way_goes_around():
+def test_the_path_goes_around():
     wall = shapely.box(40, 20, 60, 80)
-    way = shortest_path((10, 50), (90, 50), wall, 5, FIELD)
-    assert way is not None
-    assert way[-1] == (90, 50)
-    line = shapely.LineString([(10, 50), *way])
+    path = shortest_path((10, 50), (90, 50), wall, 5, FIELD)
+    assert path is not None
+    assert path[-1] == (90, 50)
+    line = shapely.LineString([(10, 50), *path])
     assert line.distance(wall) == pytest.approx(5, abs=0.5)
     # Over the corners (35, 15) and (65, 15), or their mirror images.
     assert line.length == pytest.approx(30 + 2 * np.hypot(25, 35), abs=1)
 
 
-def test_way_from_too_close_leaves_first_and_none_is_none():
+def test_a_path_from_too_close_leaves_first_and_none_is_none():
     wall = shapely.box(40, 20, 60, 80)
-    way = shortest_path((39, 50), (10, 50), wall, 5, FIELD)
-    assert way is not None
-    assert way[0] == pytest.approx((35, 50))
+    path = shortest_path((39, 50), (10, 50), wall, 5, FIELD)
+    assert path is not None
+    assert path[0] == pytest.approx((35, 50))
     assert shortest_path((10, 50), (90, 50), shapely.box(40, -10, 60, 110), 5, FIELD) is None
 
 
-def test_ride_keeps_its_speed_and_arrives():
-    points = np.array([(0.0, 0.0), *ride([(0.0, 0.0), (100.0, 0.0), (100.0, 50.0)], speed=18, end=0)])
+def test_a_trajectory_keeps_its_speed_and_arrives():
+    points = np.array(
+        [(0.0, 0.0), *trapezoidal_trajectory([(0.0, 0.0), (100.0, 0.0), (100.0, 50.0)], speed=18, end_speed=0)]
+    )
     assert tuple(points[-1]) == (100.0, 50.0)
     lengths = np.linalg.norm(np.diff(points, axis=0), axis=1)
     assert lengths.max() <= 18 + 1e-9

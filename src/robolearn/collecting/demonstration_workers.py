@@ -36,7 +36,7 @@ class DemonstrationTask:
 
     Args:
         env_fn: Opens the simulator.
-        demonstrator: Makes the demonstrator of a simulator.
+        demonstrator: Builds the demonstrator of a simulator.
         recorder: Turns episodes into records.
         noise: Standard deviation of the noise that is added to actions, in their units; 0 for none.
         keep_failures: Whether failed episodes are recorded too.
@@ -53,7 +53,7 @@ class DemonstrationTask:
         """Open the simulator; the context's value runs the episode of a seed.
 
         Raises:
-            UserError: The simulator or the demonstrator can't be made.
+            UserError: The simulator or the demonstrator can't be opened.
         """
         env = self.env_fn()
         demonstrator = self.demonstrator(env=env)

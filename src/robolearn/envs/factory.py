@@ -211,7 +211,7 @@ def check_same_spec(dataset: Spec, env: Spec) -> None:
 
     Args:
         dataset: What the policy will be trained on.
-        env: What the simulator gives; further observations than the dataset's are no harm.
+        env: Of the simulator; it may have further observations than the dataset.
 
     Raises:
         UserError: An observation is missing, or a shape or the number of actions differs.

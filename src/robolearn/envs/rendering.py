@@ -16,7 +16,7 @@ _every: weakref.WeakSet["Cameras"] = weakref.WeakSet()
 
 
 class Cameras:
-    """The cameras of one simulator, with OpenGL contexts of their own, made when first needed.
+    """The cameras of one simulator, with OpenGL contexts of their own, created at first use.
 
     gymnasium's renderer blackens the others when one is closed, and dm_control's and another one in the same process
     corrupt each other's images silently. These make their context current before they draw, and free no other.
@@ -55,7 +55,7 @@ class Cameras:
         return image
 
     def close(self) -> None:
-        """Free the contexts; they are made anew when needed again."""
+        """Free the contexts; they are created again at the next use."""
         for renderer in self._renderers.values():
             _free(renderer)
         self._renderers.clear()

@@ -40,7 +40,7 @@ def select_task(wanted: str | None, learned: Sequence[str], instruction: str | N
     Args:
         wanted: The key ``eval.task``; goes before everything else.
         learned: The dataset's tasks; the only one is taken.
-        instruction: The simulator's own words; taken where the dataset has several tasks or none.
+        instruction: The simulator's instruction; taken where the dataset has several tasks or none.
 
     Raises:
         UserError: None of them decides.

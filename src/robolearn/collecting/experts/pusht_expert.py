@@ -49,7 +49,7 @@ class PushTDemonstrator(Demonstrator):
     A push starts at one of the points around the outline, at right angles to it (the block is without friction, so
     only that part of a push moves it). Those that promise most for small motions are tried in a second simulator, the
     best few together with the path there, and the best of these is done. When no push helps, the first of the best
-    pair of pushes is. Each push is planned from where the last one has ended, so that disturbances are made good.
+    pair of pushes is. Each push is planned from where the last one has ended, so that disturbances are corrected.
 
     Args:
         env: gym-pusht's environment.
@@ -99,7 +99,7 @@ class PushTDemonstrator(Demonstrator):
         self._target: tuple[float, float] | None = None
 
     def act(self) -> np.ndarray:
-        """The target (2,) that continues the push, or begins the next one."""
+        """The target (2,) that continues the push, or starts the next one."""
         target = next(self._targets, None)
         if target is None:
             state = State.of(self.env.unwrapped)
@@ -121,7 +121,7 @@ class PushTDemonstrator(Demonstrator):
             if fallback is None:
                 pairs = self._pairs(state, pushes, max(clearance, 1.0))
                 fallback = self._best_reachable(state, pairs, math.inf, clearance)
-        return fallback or ride([state.agent, MIDDLE], self.push_speed, 0.0)
+        return fallback or trapezoidal_trajectory([state.agent, MIDDLE], self.push_speed, 0.0)
 
     def _best_reachable(self, state: State, pushes: list[Push], limit: float, clearance: float) -> Path | None:
         """Of the first few pushes that can be reached, the best with the path there walked, as targets."""
@@ -154,8 +154,8 @@ class PushTDemonstrator(Demonstrator):
         path = shortest_path(state.agent, push.start, self.outline.polygon(state), RADIUS + clearance, BOUNDS)
         if path is None:
             return None
-        walk = ride([self._target or state.agent, *path], self.speed, self.push_speed)
-        pushing = ride([push.start, push.end], self.push_speed, 0.0, begin=self.push_speed)
+        walk = trapezoidal_trajectory([self._target or state.agent, *path], self.speed, self.push_speed)
+        pushing = trapezoidal_trajectory([push.start, push.end], self.push_speed, 0.0, start_speed=self.push_speed)
         # The agent lags behind its target.
         return walk + pushing + [pushing[-1]] * 2
 
@@ -224,7 +224,7 @@ class PushTDemonstrator(Demonstrator):
             for length in (push.length + 10, push.length + 25):
                 longer = replace(push, length=length)
                 self.sandbox.set(state.with_agent_at(push.start))
-                for target in ride([longer.start, longer.end], self.push_speed, 0.0):
+                for target in trapezoidal_trajectory([longer.start, longer.end], self.push_speed, 0.0):
                     self.sandbox.step(target)
                 after = self._best(self.sandbox.state(), 4, clearance)
                 if after:
@@ -232,23 +232,24 @@ class PushTDemonstrator(Demonstrator):
         return sorted(pairs, key=lambda push: push.error)
 
 
-def ride(path: Path, speed: float, end: float, begin: float = 0.0) -> Path:
-    """Points along a polyline, a step apart, at a speed that grows and falls steadily.
+def trapezoidal_trajectory(path: Path, speed: float, end_speed: float, start_speed: float = 0.0) -> Path:
+    """Points along a polyline, one a step, with a trapezoidal velocity profile.
 
     Args:
-        path: The polyline; its first point is where the ride begins, and is left out.
+        path: The polyline (x, y); its first point is the start of the trajectory, and is left out.
         speed: The greatest distance between points, per step.
-        end: The speed to end with.
-        begin: The speed to begin with.
+        end_speed: At the last point.
+        start_speed: At the first point.
     """
     points = np.asarray(path, dtype=float)
     lengths = np.concatenate([[0.0], np.cumsum(np.linalg.norm(np.diff(points, axis=0), axis=1))])
-    total, done, now = float(lengths[-1]), 0.0, begin
-    ridden: Path = []
+    total, done, current = float(lengths[-1]), 0.0, start_speed
+    trajectory: Path = []
     while total - done > 1e-6:
         rest = total - done
-        slow = math.sqrt(end * end + 2 * ACCELERATION * rest + ACCELERATION**2 / 4) - ACCELERATION / 2
-        now = max(min(now + ACCELERATION, speed, slow), 2.0)
-        done = total if now >= rest else done + now
-        ridden.append((float(np.interp(done, lengths, points[:, 0])), float(np.interp(done, lengths, points[:, 1]))))
-    return ridden or [path[-1]]
+        slow = math.sqrt(end_speed * end_speed + 2 * ACCELERATION * rest + ACCELERATION**2 / 4) - ACCELERATION / 2
+        current = max(min(current + ACCELERATION, speed, slow), 2.0)
+        done = total if current >= rest else done + current
+        x, y = (float(np.interp(done, lengths, points[:, axis])) for axis in (0, 1))
+        trajectory.append((x, y))
+    return trajectory or [path[-1]]

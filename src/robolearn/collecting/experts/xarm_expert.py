@@ -57,7 +57,7 @@ class Perturbation:
 
 
 class XarmLiftDemonstrator(Demonstrator):
-    """Looks where hand and block are at every step, so that disturbances are made good; a lost block is taken again.
+    """Reads the poses of hand and block at every step, so it corrects disturbances; a lost block is grasped again.
 
     Args:
         env: gym-xarm's Lift.
