@@ -1,4 +1,4 @@
-"""A run's folder: what was asked for, with which code, and how it stands."""
+"""A run's folder: its configuration, the version of the code, and its status."""
 
 import contextlib
 import getpass
@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 
 State = Literal["running", "interrupted", "finished", "failed"]
 
-# A run may go on with other values of these; any other difference would make it another run.
+# A run may resume with other values of these; any other difference makes it another run.
 MUTABLE_KEYS = (
     "offline.steps",
     "online.steps",
@@ -136,10 +136,10 @@ class Run:
                 f"Another process is at work on the run in {self.folder}; wait for it or give another output_dir."
             ) from None
         stop = threading.Event()
-        beat = threading.Thread(target=self._beat, args=(stop,), daemon=True)
+        heartbeat = threading.Thread(target=self._heartbeat, args=(stop,), daemon=True)
         self._since = time.time()
         self._write("running")
-        beat.start()
+        heartbeat.start()
         end: tuple[State, str | None] = ("finished", None)
         try:
             with disk_full_as_user_error(self.folder):
@@ -153,7 +153,7 @@ class Run:
             raise
         finally:
             stop.set()
-            beat.join()
+            heartbeat.join()
             self._write_end(*end)
             self._lock.release()
 
@@ -166,7 +166,7 @@ class Run:
             # What ended the run is what the user is to see.
             log.error("status.json could not be written: %s", failure)
 
-    def _beat(self, stop: threading.Event) -> None:
+    def _heartbeat(self, stop: threading.Event) -> None:
         while not stop.wait(HEARTBEAT_S):
             # A full disk must not end the thread: the run may still come to save.
             with contextlib.suppress(OSError):

@@ -1,4 +1,4 @@
-"""Runs of a sweep whose jobs ended before they could write anything: what their launcher notes of them."""
+"""Runs of a sweep whose jobs ended before the run started: what the launcher records about them."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -11,14 +11,14 @@ FOLDER = ".not_begun"
 
 
 def record(sweep: Path, run: Path, overrides: Sequence[str], error: str, log: Path) -> None:
-    """Note what ended a run's job.
+    """Record what ended a run's job.
 
     Args:
         sweep: The sweep's folder.
         run: The folder that the run would have had.
         overrides: As Hydra gave them to it.
         error: In one line.
-        log: Where its job wrote.
+        log: The file that its job wrote to.
     """
     file = _file(sweep, run)
     file.parent.mkdir(exist_ok=True)
@@ -26,12 +26,12 @@ def record(sweep: Path, run: Path, overrides: Sequence[str], error: str, log: Pa
 
 
 def forget(sweep: Path, run: Path) -> None:
-    """A new job was submitted for the run."""
+    """Drop the record of a run, for which a new job was submitted."""
     _file(sweep, run).unlink(missing_ok=True)
 
 
 def read(sweep: Path) -> Iterator[dict[str, Any]]:
-    """What is noted of a sweep's runs."""
+    """The records of a sweep's runs."""
     for file in sorted(sweep.glob(f"{FOLDER}/*.json")):
         yield json.loads(file.read_text())
 
