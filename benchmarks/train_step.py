@@ -19,8 +19,8 @@ the figures as JSON.
 import json
 import sys
 import time
-from collections.abc import Iterator
-from typing import Any, cast
+from collections.abc import Generator, Iterator
+from typing import Any
 
 import torch
 from hydra import compose, initialize_config_dir
@@ -33,8 +33,9 @@ from robolearn.config.devices import pick_device
 from robolearn.data import BatchSampler, Loader
 from robolearn.normalize import Normalizer
 from robolearn.system.paths import conf_dir
-from robolearn.trainer import Cadence, Trainer
+from robolearn.training.metrics import TrainMetrics
 from robolearn.training.optim import build_param_groups
+from robolearn.training.update import Update
 from robolearn.types import Batch, Feature, Spec, Window
 
 OWN = {"batch_size": "64", "variants": "loader,eager,fast", "steps": "200", "robot": "", "profile": "0", "frames": ""}
@@ -147,20 +148,21 @@ def measure(cfg: DictConfig, own: dict[str, str], variant: str, size: int, devic
     if device.type == "cuda":
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
-    trainer, dataset = make_trainer(cfg, own, variant, size, device)
-    batches = by_items(dataset, trainer, size) if variant == "loader" else trainer.loader.iter_from(0)
-    trainer.meter.start()
+    update, loader = make_update(cfg, own, variant, size, device)
+    batches = by_items(loader, update, size) if variant == "loader" else loader.iter_from(0)
+    metrics = TrainMetrics(device)
+    metrics.start()
     started = time.perf_counter()
-    run(trainer, batches, 10)
+    run(update, metrics, batches, range(10))
     start = time.perf_counter() - started
     steps = int(own["steps"])
     started = time.perf_counter()
-    run(trainer, batches, steps)
+    run(update, metrics, batches, range(10, 10 + steps))
     seconds = (time.perf_counter() - started) / steps
     if int(own["profile"]) and variant == own["variants"].split(",")[-1]:
-        profile(trainer, batches, int(own["profile"]))
+        profile(update, metrics, batches, int(own["profile"]))
     batches.close()
-    scalars = trainer.meter.read(trainer.step)
+    scalars = metrics.read(10 + steps)
     return {
         "variant": variant,
         "batch_size": size,
@@ -173,19 +175,18 @@ def measure(cfg: DictConfig, own: dict[str, str], variant: str, size: int, devic
     }
 
 
-def run(trainer: Trainer, batches: Any, steps: int) -> None:
+def run(update: Update, metrics: TrainMetrics, batches: Iterator[Batch], steps: range) -> None:
     """Some updates, until the device has done them."""
-    for _ in range(steps):
-        trainer.update(batches)
-        trainer.step += 1
-    if trainer.device.type == "cuda":
-        torch.cuda.synchronize(trainer.device)
+    for step, batch in zip(steps, metrics.time_data(batches), strict=False):
+        metrics.add(len(batch["index"]), update([batch], step))
+    if update.device.type == "cuda":
+        torch.cuda.synchronize(update.device)
 
 
-def make_trainer(
+def make_update(
     cfg: DictConfig, own: dict[str, str], variant: str, size: int, device: torch.device
-) -> tuple[Trainer, Any]:
-    """A trainer that only updates: it has no run, no logger and no checkpoints."""
+) -> tuple[Update, Loader]:
+    """A fresh policy's update, and the loader of its batches."""
     torch.manual_seed(0)
     home = torch.device("cpu") if variant == "loader" else device
     robots = {"ActPolicy": "aloha", "TdmpcPolicy": "xarm"}
@@ -196,52 +197,44 @@ def make_trainer(
     else:
         dataset = RandomFrames(robot, frames, home)
     policy = build_policy(cfg, dataset.spec).to(device)
-    normalizer = Normalizer(dataset.spec, policy.normalization_mapping, dataset.stats).to(device)
+    normalizer = Normalizer(dataset.spec, policy.spec.normalization_mapping, dataset.stats).to(device)
     optimizer = build("optimizer", cfg, build_param_groups(policy.param_groups(), plain(cfg)["param_groups"]))
     sampler = BatchSampler(dataset.valid_indices(policy.spec.drop_n_last_frames), size, seed=0)
-    nothing = cast(Any, None)
-    trainer = Trainer(
-        policy=policy,
-        normalizer=normalizer,
-        optimizer=optimizer,
-        schedule=build("scheduler", cfg, optimizer, num_training_steps=100_000),
-        loader=Loader(dataset, sampler, policy.spec.window, device, cfg.num_workers),
-        device=device,
-        steps=100_000,
-        cadence=Cadence(0, 0, 0, False),
-        run=nothing,
-        logger=nothing,
-        checkpoints=nothing,
+    update = Update(
+        policy,
+        normalizer,
+        optimizer,
+        build("scheduler", cfg, optimizer, num_training_steps=100_000),
+        device,
         ema=build("ema", cfg, policy) if cfg.use_ema else None,
         grad_clip_norm=cfg.grad_clip_norm,
         **OPTIONS[variant],
     )
-    trainer.prepare()
-    return trainer, dataset
+    return update, Loader(dataset, sampler, policy.spec.window, device, cfg.num_workers)
 
 
-def by_items(dataset: Any, trainer: Trainer, size: int) -> Iterator[Batch]:
+def by_items(loader: Loader, update: Update, size: int) -> Generator[Batch, None, None]:
     """What the plain loop gets its batches from."""
-    items = Items(dataset, trainer.policy.spec.window)
-    pin = trainer.device.type == "cuda"
-    loader = DataLoader(
+    items = Items(loader.dataset, update.policy.spec.window)
+    pin = update.device.type == "cuda"
+    collated = DataLoader(
         items, size, shuffle=True, num_workers=4, drop_last=True, pin_memory=pin, persistent_workers=True
     )
     while True:
-        for batch in loader:
-            yield {key: value.to(trainer.device, non_blocking=True) for key, value in batch.items()}
+        for batch in collated:
+            yield {key: value.to(update.device, non_blocking=True) for key, value in batch.items()}
 
 
-def profile(trainer: Trainer, batches: Any, count: int) -> None:
+def profile(update: Update, metrics: TrainMetrics, batches: Iterator[Batch], count: int) -> None:
     """Print which kernels take the time of ten updates."""
     activities = [torch.profiler.ProfilerActivity.CPU]
-    if trainer.device.type == "cuda":
+    if update.device.type == "cuda":
         activities.append(torch.profiler.ProfilerActivity.CUDA)
     with torch.profiler.profile(activities=activities) as profiled:
-        run(trainer, batches, 10)
-    kind = "self_device_time_total" if trainer.device.type == "cuda" else "self_cpu_time_total"
+        run(update, metrics, batches, range(10))
+    kind = "self_device_time_total" if update.device.type == "cuda" else "self_cpu_time_total"
     events = [e for e in profiled.key_averages() if getattr(e, kind) > 0]
-    if trainer.device.type == "cuda":
+    if update.device.type == "cuda":
         events = [e for e in events if e.device_type == torch.autograd.DeviceType.CUDA]
     events.sort(key=lambda event: getattr(event, kind), reverse=True)
     total = sum(getattr(event, kind) for event in events)

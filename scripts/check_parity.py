@@ -33,7 +33,7 @@ from robolearn.policies.nn.gpt import Attention
 from robolearn.policies.pi0 import Pi0Policy
 from robolearn.policies.pi0.pi0 import EXPERT, LANGUAGE, VISION
 from robolearn.policies.tdmpc import planner
-from robolearn.training import optim
+from robolearn.training import optim, schedules
 from robolearn.types import Batch
 
 # Relative tolerances. Adam turns rounding noise into steps, so errors grow from update to update.
@@ -353,14 +353,14 @@ def check_deltas(fixture: Fixture, policy: Policy, trained: Policy, worst: Worst
 def build_schedule(optimizer: torch.optim.Optimizer, setup: dict[str, Any]) -> Any:
     """The recorded learning-rate schedule."""
     if not setup["scheduler"]:
-        return optim.constant(optimizer, setup["num_training_steps"])
+        return schedules.constant(optimizer, setup["num_training_steps"])
     arguments = dict(setup["scheduler"])
     if arguments["type"] == "vqbet":
         arguments["end_at_zero"] = False
     if arguments["type"] == "cosine_decay_with_warmup":
         arguments["decay_after_warmup"] = False
     kind = arguments.pop("type")
-    schedule = getattr(optim, "diffusers_schedule" if kind == "diffuser" else kind)
+    schedule = getattr(schedules, "diffusers_schedule" if kind == "diffuser" else kind)
     return schedule(optimizer, setup["num_training_steps"], **arguments)
 
 

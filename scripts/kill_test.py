@@ -122,7 +122,7 @@ def compare(whole: Path, killed: Path) -> list[str]:
         a, b = load_file(one / name), load_file(other / name)
         problems += [f"{name}: {key} differs" for key in a if not torch.equal(a[key], b[key])]
     a, b = (torch.load(path / "state.pt", weights_only=True) for path in (one, other))
-    for key in ("optimizer", "schedule", "ema", "random", "shared_random", "online"):
+    for key in ("optimizer", "schedule", "ema", "rng", "collector"):
         problems += differing(a.get(key), b.get(key), f"state.pt: {key}")
     episodes = [{file.name: file.read_bytes() for file in (path / "replay").glob("0*")} for path in (whole, killed)]
     if episodes[0] != episodes[1]:

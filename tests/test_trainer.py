@@ -23,7 +23,7 @@ def steps_of(folder: Path, prefix: str) -> list[int]:
 def test_trains_for_as_many_updates_as_asked(tmp_path: Path) -> None:
     made = trainer(tmp_path, steps=7)
     made.train()
-    assert made.step == made.policy.calls == 7
+    assert made.step == made.update.policy.calls == 7
     assert status(tmp_path)["step"] == 7
 
 
@@ -92,7 +92,7 @@ def test_the_last_metric_is_returned(tmp_path: Path) -> None:
 
 def test_evaluation_leaves_training_as_it_was(tmp_path: Path) -> None:
     one, other = trained(tmp_path / "a"), trained(tmp_path / "b", evaluate=2, evaluator=Counting())
-    assert torch.equal(one.policy.line.weight, other.policy.line.weight)
+    assert torch.equal(one.update.policy.line.weight, other.update.policy.line.weight)
 
 
 def test_logged_loss_is_the_mean_since_the_line_before(tmp_path: Path) -> None:
@@ -105,7 +105,7 @@ def test_logged_loss_is_the_mean_since_the_line_before(tmp_path: Path) -> None:
 
 def test_learning_rate_gradient_norm_and_throughput_are_logged(tmp_path: Path) -> None:
     made = trainer(tmp_path, steps=2, log=1)
-    made.measure, measured = lambda: kept.append(measured()) or kept[-1], made.measure
+    made.read_metrics, measured = lambda: kept.append(measured()) or kept[-1], made.read_metrics
     kept: list[dict[str, float]] = []
     made.train()
     names = {"train/loss", "train/grad_norm", "train/lr/policy", "train/samples_per_s", "train/data_wait"}
@@ -116,7 +116,7 @@ def test_learning_rate_gradient_norm_and_throughput_are_logged(tmp_path: Path) -
 def test_accumulated_batches_equal_a_big_one(tmp_path: Path) -> None:
     one = trained(tmp_path / "big", batch_size=12, policy=Line(noise=0.0), log=1)
     many = trained(tmp_path / "small", batch_size=4, policy=Line(noise=0.0), log=1, gradient_accumulation_steps=3)
-    torch.testing.assert_close(one.policy.line.weight, many.policy.line.weight)
+    torch.testing.assert_close(one.update.policy.line.weight, many.update.policy.line.weight)
     big, small = metrics(tmp_path / "big"), metrics(tmp_path / "small")
     assert [line["train/loss"] for line in big] == pytest.approx([line["train/loss"] for line in small], rel=1e-4)
     assert [line["train/grad_norm"] for line in big] == pytest.approx([line["train/grad_norm"] for line in small])
@@ -125,7 +125,7 @@ def test_accumulated_batches_equal_a_big_one(tmp_path: Path) -> None:
 def first_move(folder: Path, clip: float | None) -> float:
     """How far the weights move in the first update of plain gradient descent at rate 1."""
     made = trained(folder, steps=1, log=1, optimizer=torch.optim.SGD, lr=1.0, warmup=0, grad_clip_norm=clip)
-    return nn.utils.get_total_norm([p.detach() for p in made.policy.parameters()]).item()  # from 0
+    return nn.utils.get_total_norm([p.detach() for p in made.update.policy.parameters()]).item()  # from 0
 
 
 def test_gradients_are_clipped(tmp_path: Path) -> None:
@@ -152,17 +152,17 @@ def test_the_average_of_weights_acts_and_is_saved(tmp_path: Path) -> None:
     averaged = trainer(tmp_path / "ema", evaluate=12, evaluator=made.evaluator, ema=True)
     made.train()
     averaged.train()
-    assert seen[0].policy is made.policy
-    assert seen[1].policy is averaged.ema.model
-    assert not torch.equal(averaged.ema.model.line.weight, averaged.policy.line.weight)
+    assert seen[0].policy is made.update.policy
+    assert seen[1].policy is averaged.update.ema.model
+    assert not torch.equal(averaged.update.ema.model.line.weight, averaged.update.policy.line.weight)
     read = Line()
     load_models(tmp_path / "ema/checkpoints/last", {"policy": read})
-    assert torch.equal(read.line.weight, averaged.ema.model.line.weight)
+    assert torch.equal(read.line.weight, averaged.update.ema.model.line.weight)
 
 
 def test_the_average_does_not_change_what_is_trained(tmp_path: Path) -> None:
     one, other = trained(tmp_path / "a"), trained(tmp_path / "b", ema=True)
-    assert torch.equal(one.policy.line.weight, other.policy.line.weight)
+    assert torch.equal(one.update.policy.line.weight, other.update.policy.line.weight)
 
 
 class Pretrained(Line):
@@ -176,16 +176,16 @@ class Pretrained(Line):
 def test_pretrained_weights_are_loaded_once(tmp_path: Path) -> None:
     made = trainer(tmp_path, steps=1, policy=Pretrained())
     made.train()
-    assert (made.policy.line.weight > 6).all()
+    assert (made.update.policy.line.weight > 6).all()
     again = trainer(tmp_path, steps=4, policy=Pretrained())
-    again.policy.load_pretrained = None  # a call would raise
+    again.update.policy.load_pretrained = None  # a call would raise
     again.train()
 
 
 def test_the_average_starts_from_pretrained_weights(tmp_path: Path) -> None:
     made = trainer(tmp_path, steps=1, policy=Pretrained(), ema=True)
     made.train()
-    assert (made.ema.model.line.weight > 6).all()
+    assert (made.update.ema.model.line.weight > 6).all()
 
 
 def nan() -> float:
@@ -231,37 +231,37 @@ def test_nothing_logged_and_nothing_saved_still_tells_of_it(tmp_path: Path) -> N
 
 def test_float16_has_no_scaler_on_the_cpu(tmp_path: Path) -> None:
     made = trainer(tmp_path, amp_dtype=torch.float16)
-    assert not made.scaler.is_enabled()
+    assert not made.update.scaler.is_enabled()
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_forward_passes_run_in_the_precision_asked_for(tmp_path: Path, dtype: torch.dtype) -> None:
     made = trainer(tmp_path, steps=2, amp_dtype=dtype)
     seen = []
-    made.policy.line.register_forward_hook(lambda module, inputs, output: seen.append(output.dtype))
+    made.update.policy.line.register_forward_hook(lambda module, inputs, output: seen.append(output.dtype))
     made.train()
     assert set(seen) == {dtype}
-    assert made.policy.line.weight.dtype == torch.float32
+    assert made.update.policy.line.weight.dtype == torch.float32
     assert metrics(tmp_path) == []
 
 
-def test_image_transforms_see_training_batches(tmp_path: Path) -> None:
+def test_transforms_see_training_batches(tmp_path: Path) -> None:
     seen: list[Batch] = []
-    trainer(tmp_path, steps=2, image_transforms=lambda batch: seen.append(batch) or batch).train()
+    trainer(tmp_path, steps=2, transforms=[lambda batch: seen.append(batch) or batch]).train()
     assert len(seen) == 2
 
 
 def test_the_policy_hears_of_every_step(tmp_path: Path) -> None:
     made = trainer(tmp_path, steps=5, gradient_accumulation_steps=2)
     calls = []
-    made.policy.after_step = lambda: calls.append(1)
+    made.update.policy.after_step = lambda: calls.append(1)
     made.train()
     assert len(calls) == 5
 
 
 def test_worker_threads_change_nothing(tmp_path: Path) -> None:
     one, other = trained(tmp_path / "a"), trained(tmp_path / "b", num_workers=2)
-    assert torch.equal(one.policy.line.weight, other.policy.line.weight)
+    assert torch.equal(one.update.policy.line.weight, other.update.policy.line.weight)
 
 
 class NoReading(TorchDispatchMode):
@@ -276,10 +276,10 @@ class NoReading(TorchDispatchMode):
 @pytest.mark.parametrize("options", [{}, {"ema": True}, {"gradient_accumulation_steps": 2}, {"grad_clip_norm": None}])
 def test_an_update_waits_for_nothing(tmp_path: Path, options: dict[str, Any]) -> None:
     made = trainer(tmp_path, optimizer=torch.optim.SGD, **options)
-    batches = made.loader.iter_from(0)
+    updates = made.phases[0].updates(0, made.run_rollout)
     with NoReading():
-        for _ in range(3):
-            made.update(batches)
+        for step in range(3):
+            made.metrics.add(4, made.update(next(updates), step))
 
 
 def test_a_failure_is_told_in_the_status(tmp_path: Path) -> None:
@@ -294,4 +294,4 @@ def test_a_failure_is_told_in_the_status(tmp_path: Path) -> None:
 
 
 def test_the_device_of_means_is_the_trainers(tmp_path: Path) -> None:
-    assert trainer(tmp_path).meter.device == CPU
+    assert trainer(tmp_path).metrics.device == CPU

@@ -3,6 +3,7 @@
 from collections import deque
 from collections.abc import Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -106,6 +107,40 @@ class Agent:
         """The encoded instruction of each environment, (N, ...)."""
         count = len(next(iter(batch.values())))
         return {key: value.expand(count, *value.shape[1:]) for key, value in self._tasks.items()}
+
+
+@dataclass(frozen=True)
+class AgentFactory:
+    """Makes agents that share everything but their policy and whether they explore.
+
+    Args:
+        normalizer: On `device`.
+        device: Where the policies compute.
+        amp_dtype: See `Agent`.
+        tasks: See `Agent`.
+        cuda_graph: See `Agent`.
+        compile: See `Agent`.
+    """
+
+    normalizer: Normalizer
+    device: torch.device
+    amp_dtype: torch.dtype | None = None
+    tasks: Sequence[str] = ()
+    cuda_graph: bool | None = None
+    compile: bool = False
+
+    def __call__(self, policy: Policy, explore: bool = False) -> Agent:
+        """An agent with this policy, which is put into evaluation mode."""
+        return Agent(
+            policy.eval(),
+            self.normalizer,
+            self.device,
+            self.amp_dtype,
+            self.tasks,
+            explore=explore,
+            cuda_graph=self.cuda_graph,
+            compile=self.compile,
+        )
 
 
 class TemporalEnsemble:

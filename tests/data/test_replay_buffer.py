@@ -175,9 +175,7 @@ def mixed(replay: ReplayBuffer, n_replay: int, least: int = 0) -> OfflineOnlineL
 def test_every_mixed_batch_has_its_share(tmp_path: Path, n_replay: int) -> None:
     replay = buffer(tmp_path)
     replay.add(episode(1, 3))
-    batches = mixed(replay, n_replay).iter_from(0)
-    for k in range(3):
-        assert (next(batches)["observation.state"] == -1 - k).all()
+    batches = mixed(replay, n_replay).iter_from(3)
     for _ in range(20):
         state = next(batches)["observation.state"]
         assert len(state) == 4

@@ -1,8 +1,9 @@
 """What only a GPU shows: the fast path against the plain one, exact resume, no waiting (``pytest -m gpu``)."""
 
 import copy
-from collections.abc import Iterator
-from typing import Any, cast
+from collections.abc import Generator, Iterator
+from contextlib import closing
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,9 +20,10 @@ from robolearn.policies.diffusion import DiffusionPolicy
 from robolearn.policies.tdmpc.tdmpc import TdmpcPolicy
 from robolearn.policies.vqbet import VqbetPolicy
 from robolearn.rollouts.evaluation import seeded
-from robolearn.trainer import Cadence, Trainer
 from robolearn.training.cuda_graph import CudaGraphed
-from robolearn.training.optim import diffusers_schedule, optimizer_state_dict
+from robolearn.training.metrics import TrainMetrics
+from robolearn.training.schedules import diffusers_schedule
+from robolearn.training.update import Update
 from robolearn.types import Batch, Feature, Spec, Window
 
 pytestmark = pytest.mark.gpu
@@ -84,27 +86,19 @@ def small_tdmpc() -> TdmpcPolicy:
     return TdmpcPolicy(Spec(IMAGE, Feature("ACTION", (2,)), 10.0))
 
 
-def make(policy: Policy, spec: Spec, **options: Any) -> Trainer:
-    nothing = cast(Any, None)
+def make(policy: Policy, spec: Spec, **options: Any) -> Update:
     torch.manual_seed(0)
     policy = policy.to(GPU)
     optimizer = torch.optim.AdamW(policy.parameters(), lr=1e-3, fused=True)
-    trainer = Trainer(
-        policy=policy,
-        normalizer=Normalizer(spec, {}).to(GPU),
-        optimizer=optimizer,
-        schedule=diffusers_schedule(optimizer, 100, num_warmup_steps=5),
-        loader=Loader(Frames(spec), BatchSampler(torch.arange(10, 230), 16, seed=0), policy.spec.window, GPU, 0),
-        device=GPU,
-        steps=100,
-        cadence=Cadence(0, 0, 0, False),
-        run=nothing,
-        logger=nothing,
-        checkpoints=nothing,
-        **options,
-    )
-    trainer.prepare()
-    return trainer
+    schedule = diffusers_schedule(optimizer, 100, num_warmup_steps=5)
+    return Update(policy, Normalizer(spec, {}).to(GPU), optimizer, schedule, GPU, **options)
+
+
+def batches_of(update: Update, step: int = 0) -> Generator[Batch, None, None]:
+    """The batches of the updates from a step on."""
+    frames = Frames(spec_of(update.policy))
+    sampler = BatchSampler(torch.arange(10, 230), 16, seed=0)
+    return Loader(frames, sampler, update.policy.spec.window, GPU, 0).iter_from(step)
 
 
 def spec_of(policy: Policy) -> Spec:
@@ -112,17 +106,11 @@ def spec_of(policy: Policy) -> Spec:
     return Spec(observation, Feature("ACTION", (2,)), 10.0)
 
 
-def losses(trainer: Trainer, steps: int) -> list[list[float]]:
-    """Loss and gradient norm of each of so many updates."""
-    batches = trainer.loader.iter_from(trainer.step)
-    seen: list[list[float]] = []
-    add, trainer.meter.add = trainer.meter.add, cast(Any, lambda count, scalars: seen.append(list(scalars.values())))
-    for _ in range(steps):
-        trainer.update(batches)
-        trainer.step += 1
-    trainer.meter.add = add
-    batches.close()
-    return [[float(first[0].detach()), float(norm[0])] for first, norm in zip(seen[::2], seen[1::2], strict=True)]
+def losses(update: Update, steps: int, step: int = 0) -> list[list[float]]:
+    """Loss and gradient norm of each of so many updates from a step on."""
+    with closing(batches_of(update, step)) as batches:
+        seen = [update([next(batches)], now) for now in range(step, step + steps)]
+    return [[float(scalars["loss"]), float(norm["grad_norm"])] for scalars, norm in seen]
 
 
 def distance(one: Policy, other: Policy) -> float:
@@ -162,9 +150,9 @@ def test_a_graph_alone_changes_nothing() -> None:
     start = small_diffusion()
     results = []
     for graph in (False, True):
-        trainer = make(copy.deepcopy(start), spec_of(start), cuda_graph=graph)
+        update = make(copy.deepcopy(start), spec_of(start), cuda_graph=graph)
         torch.manual_seed(1)
-        results.append(losses(trainer, 20))
+        results.append(losses(update, 20))
     np.testing.assert_allclose(results[0], results[1], rtol=1e-3)
 
 
@@ -176,30 +164,28 @@ def test_a_resumed_run_with_a_graph_ends_as_one_that_was_not_stopped() -> None:
     saved = copy.deepcopy(
         {
             "policy": whole.policy.state_dict(),
-            "optimizer": optimizer_state_dict(whole.optimizer),
+            "optimizer": whole.optimizer.state_dict(),
             "schedule": whole.schedule.state_dict(),
         }
     )
     random = torch.cuda.get_rng_state()
-    expected = losses(whole, 8)
+    expected = losses(whole, 8, step=8)
     for graph in (True, False):
         resumed = make(copy.deepcopy(start), spec_of(start), cuda_graph=graph)
         resumed.policy.load_state_dict(saved["policy"])
         resumed.optimizer.load_state_dict(copy.deepcopy(saved["optimizer"]))
         resumed.schedule.load_state_dict(saved["schedule"])
-        resumed.prepare()
-        resumed.step = 8
         torch.cuda.set_rng_state(random)
-        np.testing.assert_allclose(losses(resumed, 8), expected, rtol=1e-4)
+        np.testing.assert_allclose(losses(resumed, 8, step=8), expected, rtol=1e-4)
 
 
 def test_vqbet_is_captured_anew_when_its_tokenizer_is_done() -> None:
     start = small_vqbet()
     results = []
     for graph in (False, True):
-        trainer = make(copy.deepcopy(start), spec_of(start), cuda_graph=graph)
+        update = make(copy.deepcopy(start), spec_of(start), cuda_graph=graph)
         torch.manual_seed(1)
-        results.append(losses(trainer, 14))
+        results.append(losses(update, 14))
     np.testing.assert_allclose(results[0], results[1], rtol=0.02)
 
 
@@ -207,16 +193,15 @@ def test_vqbet_is_captured_anew_when_its_tokenizer_is_done() -> None:
 @pytest.mark.parametrize("policy", [small_diffusion, small_act, small_vqbet, small_tdmpc])
 def test_an_update_waits_for_nothing(policy: Any, graph: bool) -> None:
     start = policy()
-    trainer = make(start, spec_of(start), cuda_graph=graph)
-    batches = trainer.loader.iter_from(0)
+    update = make(start, spec_of(start), cuda_graph=graph)
+    batches, metrics = batches_of(update), TrainMetrics(GPU)
     for step in range(12):
         waits = graph and step in (3, 9)  # a capture does, once a phase
         torch.cuda.set_sync_debug_mode("default" if step == 0 or waits else "error")
         try:
-            trainer.update(batches)
+            metrics.add(16, update([next(batches)], step))
         finally:
             torch.cuda.set_sync_debug_mode("default")
-        trainer.step += 1
 
 
 def test_a_capture_that_fails_leaves_stream_and_random_numbers_as_they_were() -> None:

@@ -71,7 +71,7 @@ def test_other_weights_are_found(tmp_path: Path) -> None:
 
 def test_another_state_of_a_generator_is_found(tmp_path: Path) -> None:
     problems = compared(tmp_path, policy=Line(at={12: lambda: torch.rand(1)}), log=12)
-    assert "state.pt: random[0].torch differs" in problems
+    assert "state.pt: rng.processes[0].torch differs" in problems
 
 
 def test_another_last_step_is_found(tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 import json
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from robolearn.agent import AgentFactory
 from robolearn.checkpoints.store import Checkpoints
+from robolearn.data.batch_stream import BatchTransform, TransformedStream
 from robolearn.data.loader import Loader
 from robolearn.data.sampling import BatchSampler
 from robolearn.episodes import RolloutInterrupted
@@ -19,9 +21,13 @@ from robolearn.policies.base import Policy, PolicySpec
 from robolearn.rollouts.evaluation import EvalResult
 from robolearn.runs.logger import Logger
 from robolearn.runs.run import Run
-from robolearn.trainer import Cadence, Trainer
+from robolearn.trainer import Trainer
 from robolearn.training.ema import Ema
-from robolearn.training.optim import build_param_groups, diffusers_schedule
+from robolearn.training.intervals import Intervals
+from robolearn.training.optim import build_param_groups
+from robolearn.training.phases import OfflinePhase, OnlinePhase, Phase
+from robolearn.training.schedules import diffusers_schedule
+from robolearn.training.update import Update
 from robolearn.types import Batch, Feature, Spec, Window
 
 CPU = torch.device("cpu")
@@ -104,6 +110,10 @@ def trainer(
     optimizer: Any = torch.optim.Adam,
     keep_last: int = 2,
     num_workers: int = 0,
+    gradient_accumulation_steps: int = 1,
+    transforms: Sequence[BatchTransform] = (),
+    collector: Any = None,
+    offline_steps: int = 4,
     **options: Any,
 ) -> Trainer:
     """A run in a folder, new or to be resumed, seeded as an entry point does."""
@@ -115,22 +125,24 @@ def trainer(
         nn.init.zeros_(parameter)
     folder.mkdir(parents=True, exist_ok=True)
     adam = optimizer(build_param_groups(given.param_groups(), {}), lr=lr)
-    data = Data()
+    normalizer = Normalizer(SPEC, given.spec.normalization_mapping)
+    schedule = diffusers_schedule(adam, steps, num_warmup_steps=warmup)
+    update = Update(given, normalizer, adam, schedule, CPU, ema=Ema(given) if ema else None, **options)
+    loader = Loader(Data(), BatchSampler(torch.arange(FRAMES), batch_size, 0), given.spec.window, CPU, num_workers)
+    stream, n = TransformedStream(loader, transforms), gradient_accumulation_steps
+    phases: list[Phase] = [OfflinePhase(0, offline_steps if collector else steps, stream, n)]
+    if collector:
+        phases.append(OnlinePhase(offline_steps, steps - offline_steps, stream, n, collector=collector))
     return Trainer(
-        policy=given,
-        normalizer=Normalizer(SPEC, given.spec.normalization_mapping),
-        optimizer=adam,
-        schedule=diffusers_schedule(adam, steps, num_warmup_steps=warmup),
-        loader=Loader(data, BatchSampler(torch.arange(FRAMES), batch_size, 0), given.spec.window, CPU, num_workers),
-        device=CPU,
-        steps=steps,
-        cadence=Cadence(log, evaluate, save, checkpoint),
+        update=update,
+        phases=phases,
+        intervals=Intervals(log, evaluate, save, checkpoint),
         run=Run(folder, CONFIG, []),
         logger=Logger(folder, tensorboard),
         checkpoints=Checkpoints(folder, "seed: 0\n", SPEC, keep_last),
+        init_weights=lambda policy, normalizer: policy.load_pretrained(),
+        make_agent=AgentFactory(normalizer, CPU),
         evaluator=evaluator,
-        ema=Ema(given) if ema else None,
-        **options,
     )
 
 

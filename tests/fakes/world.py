@@ -21,7 +21,7 @@ from robolearn.cli import train as cli
 from robolearn.distributed.world import World
 from robolearn.policies.act import ActPolicy
 from robolearn.policies.base import Policy
-from robolearn.trainer import Trainer
+from robolearn.training.update import Update
 from robolearn.types import Batch
 
 SIZE = 4
@@ -147,14 +147,14 @@ def is_told_to_end() -> None:
 
 def train(event: str, step: str, *arguments: str) -> None:
     """``robolearn-train``, in which something happens to the second process before one of its updates."""
-    update = Trainer.update
+    update = Update.__call__
 
-    def eventful(self: Trainer, batches: Any) -> None:
-        if self.step == int(step) and self.ranks.rank == 1:
+    def eventful(self: Update, batches: Any, now: int) -> Any:
+        if now == int(step) and self.world.rank == 1:
             {"raises": raises, "dies": dies, "is_told_to_end": is_told_to_end}[event]()
-        update(self, batches)
+        return update(self, batches, now)
 
-    Trainer.update = eventful
+    Update.__call__ = eventful
     cli.main(arguments)
 
 

@@ -18,7 +18,7 @@ from robolearn.normalize import Normalizer
 from robolearn.policies.nn.unet import Conv, Upsample1d, at_autocast_precision
 from robolearn.training import cuda_graph
 from robolearn.training.cuda_graph import CudaGraphed
-from robolearn.training.optim import is_capturable, optimizer_state_dict, to_capturable
+from robolearn.training.optim import is_capturable, make_capturable
 from robolearn.types import Batch
 
 
@@ -119,26 +119,31 @@ def optimizer_of(rate: float = 0.1) -> tuple[nn.Parameter, torch.optim.Optimizer
 
 def test_a_captured_optimizers_state_is_saved_as_any_other() -> None:
     _, plain = optimizer_of()
-    before = optimizer_state_dict(plain)
-    to_capturable(plain, CPU)
+    before = plain.state_dict()
+    make_capturable(plain, CPU)
     assert isinstance(plain.param_groups[0]["lr"], Tensor)
     assert plain.param_groups[0]["capturable"]
-    after = optimizer_state_dict(plain)
+    after = plain.state_dict()
     assert after["param_groups"] == [group | {"lr": pytest.approx(0.1)} for group in before["param_groups"]]
     assert all(type(group["lr"]) is float for group in after["param_groups"])
 
 
-def test_a_saved_state_is_taken_up_by_either_kind() -> None:
+def test_a_saved_state_is_restored_by_either_kind() -> None:
     weight, first = optimizer_of()
-    to_capturable(first, CPU)
-    state = optimizer_state_dict(first)
+    make_capturable(first, CPU)
+    state = first.state_dict()
     other, second = optimizer_of(rate=0.5)
     with torch.no_grad():
         other.copy_(weight)
     second.load_state_dict(copy.deepcopy(state))
-    # On a CPU a capturable step is refused, so both go on as plain ones.
-    first.load_state_dict(copy.deepcopy(state))
-    for one, parameter in ((first, weight), (second, other)):
+    third = optimizer_of(rate=0.5)[1]
+    make_capturable(third, CPU)
+    third.load_state_dict(copy.deepcopy(state))
+    assert isinstance(third.param_groups[0]["lr"], Tensor)
+    # On a CPU a capturable step is refused, so the step is a plain one.
+    plain = torch.optim.AdamW([weight], lr=0.1)
+    plain.load_state_dict(copy.deepcopy(third.state_dict()))
+    for one, parameter in ((plain, weight), (second, other)):
         parameter.grad = torch.full((3,), 2.0)
         one.step()
     torch.testing.assert_close(weight, other, rtol=0, atol=0)

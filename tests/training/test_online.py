@@ -4,7 +4,7 @@ import multiprocessing
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -12,14 +12,15 @@ import torch
 from fakes import fake_env
 from fakes.training import CPU, Line, metrics, saved, status, trainer
 
-from robolearn.agent import Agent
+from robolearn.agent import AgentFactory
 from robolearn.data.replay_buffer import ReplayBuffer
 from robolearn.envs.factory import EnvFactory
 from robolearn.episodes import RolloutInterrupted
 from robolearn.errors import UserError
 from robolearn.normalize import Normalizer
+from robolearn.policies.base import Policy
 from robolearn.policies.vqbet import VqbetPolicy
-from robolearn.rollouts.rollout_workers import AsyncRolloutWorker, RolloutResult
+from robolearn.rollouts.rollout_workers import RolloutResult
 from robolearn.trainer import Trainer
 from robolearn.training.online import Collector, Online
 from robolearn.types import Feature, Spec
@@ -51,16 +52,17 @@ class Explorer(Line):
         return chunk + explore * 0.1 * torch.randn(observation["observation.state"].shape), state
 
 
-def agent(speed: float = 0.2, explore: bool = True, cls: type[Line] = Explorer) -> Agent:
+def moving(speed: float = 0.2, cls: type[Line] = Explorer) -> Line:
+    """A policy that moves forwards at a speed."""
     policy = cls()
     torch.nn.init.zeros_(policy.line.weight)
     policy.line.bias.data = torch.tensor([speed, 0.0])
-    return Agent(policy.eval(), Normalizer(SPEC, {}), CPU, explore=explore)
+    return policy
 
 
-def collector(folder: Path, acting: Agent, env: EnvFactory | None = None, **options: Any) -> Collector:
-    phase = Online(**(GIVEN | options))
-    return phase.collector(env or simulator(), acting.policy, SPEC, folder, acting, offline_steps=4)
+def collector(folder: Path, policy: Policy, env: EnvFactory | None = None, **options: Any) -> Collector:
+    make_agent = AgentFactory(Normalizer(SPEC, {}), CPU)
+    return Online(**(GIVEN | options)).collector(env or simulator(), SPEC, folder, make_agent, policy, offline_steps=4)
 
 
 def never() -> bool:
@@ -103,9 +105,9 @@ def test_rules_between_phase_policy_and_simulator() -> None:
 
 
 def test_collects_when_it_is_time_with_seeds_of_their_own(tmp_path: Path) -> None:
-    acting = agent()
-    found = collector(tmp_path, acting, rollout_n_episodes=3, rollout_batch_size=2)
-    scalars = {step: found(step, lambda: acting, never) for step in range(9)}
+    policy = moving()
+    found = collector(tmp_path, policy, rollout_n_episodes=3, rollout_batch_size=2)
+    scalars = {step: found.collect(step, never) for step in range(4, 9)}
     assert [step for step, told in scalars.items() if told] == [4, 6, 8]
     assert found.replay.next_number == 9
     assert [s.steps for s in found.replay.episodes] != [12] * 9
@@ -123,10 +125,10 @@ def test_exploration_draws_from_the_episodes_seed_alone(tmp_path: Path) -> None:
     rings = []
     for name in "ab":
         torch.manual_seed(ord(name))
-        acting = agent()
-        found = collector(tmp_path / name, acting)
+        policy = moving()
+        found = collector(tmp_path / name, policy)
         before = torch.get_rng_state()
-        found(4, lambda acting=acting: acting, never)
+        found.collect(4, never)
         assert torch.equal(torch.get_rng_state(), before)
         rings.append(found.replay._ring["action"].clone())
         found.close()
@@ -135,9 +137,9 @@ def test_exploration_draws_from_the_episodes_seed_alone(tmp_path: Path) -> None:
 
 
 def test_imitators_keep_what_succeeded(tmp_path: Path) -> None:
-    acting = agent(speed=0.12, cls=Line)  # too slow for the far ones
-    found = collector(tmp_path, acting, rollout_n_episodes=8, rollout_batch_size=8)
-    told = found(4, lambda: acting, never)
+    policy = moving(speed=0.12, cls=Line)  # too slow for the far ones
+    found = collector(tmp_path, policy, rollout_n_episodes=8, rollout_batch_size=8)
+    told = found.collect(4, never)
     assert 0 < told["online/success_rate"] < 1
     assert found.replay.next_number == told["online/success_rate"] * 8
     assert told["online/kept"] == told["online/success_rate"]
@@ -145,45 +147,45 @@ def test_imitators_keep_what_succeeded(tmp_path: Path) -> None:
 
 
 def test_seeding_goes_on_until_the_buffer_holds_enough(tmp_path: Path) -> None:
-    acting = agent()
-    found = collector(tmp_path, acting, buffer_seed_size=60)
-    found(4, lambda: acting, never)
+    policy = moving()
+    found = collector(tmp_path, policy, buffer_seed_size=60)
+    found.collect(4, never)
     assert 60 <= found.replay.frames < 60 + 13
     found.close()
 
 
 def test_seeding_does_not_wait_for_successes_that_do_not_come(tmp_path: Path) -> None:
-    acting = agent(speed=0.0, cls=Line)
-    found = collector(tmp_path, acting, buffer_seed_size=60)
-    assert found(4, lambda: acting, never)["online/kept"] == 0
+    policy = moving(speed=0.0, cls=Line)
+    found = collector(tmp_path, policy, buffer_seed_size=60)
+    assert found.collect(4, never)["online/kept"] == 0
     assert found.episodes == 1
     found.close()
 
 
 def test_an_interrupted_rollout_is_done_again(tmp_path: Path) -> None:
-    acting = agent()
-    found = collector(tmp_path, acting)
+    policy = moving()
+    found = collector(tmp_path, policy)
     with pytest.raises(RolloutInterrupted):
-        found(4, lambda: acting, lambda: True)
+        found.collect(4, lambda: True)
     assert (found.episodes, found.replay.frames) == (0, 0)
-    assert found(4, lambda: acting, never)
-    assert not found(4, lambda: acting, never)
+    assert found.collect(4, never)
+    assert not found.collect(4, never)
     found.close()
 
 
 def test_a_state_goes_on_as_if_never_stopped(tmp_path: Path) -> None:
-    acting = agent()
-    whole = collector(tmp_path / "whole", acting)
+    policy = moving()
+    whole = collector(tmp_path / "whole", policy)
     for step in (4, 6, 8):
-        whole(step, lambda: acting, never)
-    stopped = collector(tmp_path / "stopped", acting)
-    stopped(4, lambda: acting, never)
-    state = stopped.state_dict(5)
-    stopped(6, lambda: acting, never)  # lost with the process
-    again = collector(tmp_path / "stopped", acting)
+        whole.collect(step, never)
+    stopped = collector(tmp_path / "stopped", policy)
+    stopped.collect(4, never)
+    state = stopped.state_dict()
+    stopped.collect(6, never)  # lost with the process
+    again = collector(tmp_path / "stopped", policy)
     again.load_state_dict(state)
     for step in (6, 8):
-        again(step, lambda: acting, never)
+        again.collect(step, never)
     assert again.replay.state_dict() == whole.replay.state_dict()
     assert all(torch.equal(ring, whole.replay._ring[key]) for key, ring in again.replay._ring.items())
     for made in (whole, stopped, again):
@@ -191,28 +193,28 @@ def test_a_state_goes_on_as_if_never_stopped(tmp_path: Path) -> None:
 
 
 def test_files_stay_as_long_as_a_checkpoint_needs_them(tmp_path: Path) -> None:
-    acting = agent()
-    found = collector(tmp_path, acting, buffer_capacity=13)
+    policy = moving()
+    found = collector(tmp_path, policy, buffer_capacity=13)
     for step in (4, 6, 8):
-        found(step, lambda: acting, never)
-        found.state_dict(step)
-        found.saved([step - 2, step])
+        found.collect(step, never)
+        found.state_dict()
+        found.checkpointed(step, [step - 2, step])
     numbers = sorted(int(file.stem) for file in (tmp_path / "replay").glob("0*"))
     assert numbers == [1, 2]
     found.close()
 
 
 def test_a_process_beside_training_gets_the_newest_weights(tmp_path: Path) -> None:
-    acting = agent(speed=0.0)
-    found = collector(tmp_path, acting, do_rollout_async=True, steps_between_rollouts=1)
+    policy = moving(speed=0.0)
+    found = collector(tmp_path, policy, do_rollout_async=True, steps_between_rollouts=1)
     try:
-        acting.policy.line.bias.data[0] = 0.5
-        assert found(4, lambda: acting, never) == {}  # it goes on meanwhile
+        policy.line.bias.data[0] = 0.5
+        assert found.collect(4, never) == {}  # it goes on meanwhile
         deadline = time.monotonic() + 200
         step, told = 5, {}
         while not told and time.monotonic() < deadline:
-            acting.policy.line.bias.data[0] = 0.0  # training goes on; the copy stays as it was
-            told = found(step, lambda: acting, never)
+            policy.line.bias.data[0] = 0.0  # training goes on; the copy stays as it was
+            told = found.collect(step, never)
             step += 1
         assert told["online/weights_age"] == step - 1 - 4
         actions = found.replay._ring["action"][: found.replay.episodes[0].steps, 0]
@@ -221,19 +223,19 @@ def test_a_process_beside_training_gets_the_newest_weights(tmp_path: Path) -> No
         found.close()
 
 
-def wait(rollouts: AsyncRolloutWorker, acting: Agent) -> RolloutResult | None:
-    rollouts.start(0, acting, [1], never)
-    return rollouts.get(wait=True, stop=never)
+def wait(found: Collector) -> RolloutResult | None:
+    found.rollouts.start(0, found.rollout_agent(), [1], never)
+    return found.rollouts.get(wait=True, stop=never)
 
 
 def test_an_error_beside_training_ends_it(tmp_path: Path) -> None:
-    acting = agent()
-    found = collector(tmp_path, acting, simulator(crash_in="step"), do_rollout_async=True)
+    policy = moving()
+    found = collector(tmp_path, policy, simulator(crash_in="step"), do_rollout_async=True)
     try:
         with pytest.raises(
             UserError, match=r"failed in step 4 of the episode with seed 1: RuntimeError: joint 3 broke"
         ):
-            wait(found.rollouts, acting)  # type: ignore[arg-type]
+            wait(found)
     finally:
         found.close()
 
@@ -241,19 +243,18 @@ def test_an_error_beside_training_ends_it(tmp_path: Path) -> None:
 def unfinished(folder: Path, **kwargs: Any) -> Trainer:
     """A run whose only rollout begins before its last update and takes longer."""
     policy = Explorer()
-    acting = Agent(policy, Normalizer(SPEC, {}), CPU, explore=True)
-    found = collector(folder, acting, simulator(**kwargs), do_rollout_async=True)
+    found = collector(folder, policy, simulator(**kwargs), do_rollout_async=True)
     return trainer(folder, steps=5, policy=policy, collector=found)
 
 
 def test_a_rollout_that_outlasts_the_last_update_is_waited_for(tmp_path: Path) -> None:
     made = unfinished(tmp_path, crash_in="slow")
     made.train()
-    assert made.collector
-    assert made.collector.replay.next_number == 1
+    replay = cast(Collector, made.state.parts["collector"]).replay
+    assert replay.next_number == 1
     told = metrics(tmp_path)
     assert [line["step"] for line in told] == [3, 5]  # a line a step, the last with what came in
-    assert told[-1]["online/env_steps"] == made.collector.replay.episodes[0].steps
+    assert told[-1]["online/env_steps"] == replay.episodes[0].steps
     assert told[-1]["online/weights_age"] == 1
 
 
@@ -265,10 +266,10 @@ def test_its_error_is_the_runs(tmp_path: Path) -> None:
 
 
 def test_a_signal_ends_the_wait(tmp_path: Path) -> None:
-    acting = agent()
-    found = collector(tmp_path, acting, simulator(crash_in="slow"), do_rollout_async=True)
+    policy = moving()
+    found = collector(tmp_path, policy, simulator(crash_in="slow"), do_rollout_async=True)
     assert found.finish(4, never) == {}
-    found(4, lambda: acting, never)
+    found.collect(4, never)
     with pytest.raises(RolloutInterrupted):
         found.finish(5, lambda: True)
     assert found.finish(5, never)["online/episodes"] == 1
@@ -276,15 +277,13 @@ def test_a_signal_ends_the_wait(tmp_path: Path) -> None:
 
 
 def test_the_death_of_the_process_beside_training_is_told(tmp_path: Path) -> None:
-    acting = agent()
-    found = collector(tmp_path, acting, simulator(crash_in="slow"), do_rollout_async=True)
-    rollouts = found.rollouts
-    assert isinstance(rollouts, AsyncRolloutWorker)
+    policy = moving()
+    found = collector(tmp_path, policy, simulator(crash_in="slow"), do_rollout_async=True)
     try:
         (process,) = [each for each in multiprocessing.active_children() if each.name == "rollout"]
         process.kill()
         with pytest.raises(UserError, match=r"The rollout process died \(exit code -9"):
-            wait(rollouts, acting)
+            wait(found)
     finally:
         found.close()
 

@@ -57,7 +57,7 @@ def checkpoint(folder: Path) -> dict[str, Any]:
     content: dict[str, Any] = {file.name: load_file(file) for file in last.glob("*.safetensors")}
     state = torch.load(last / "state.pt", weights_only=True)
     for clock in ("train/samples_per_s", "train/data_wait"):
-        state["scalars"].pop(clock, None)
+        state["trainer"]["scalars"].pop(clock, None)
     return content | state
 
 
@@ -282,7 +282,7 @@ def test_a_finished_run_gives_its_metric_again(tmp_path: Path) -> None:
 def test_a_finished_run_goes_on_with_more_steps(tmp_path: Path) -> None:
     trained(tmp_path, steps=8)
     made = trained(tmp_path, steps=12)
-    assert made.policy.calls == 4
+    assert made.update.policy.calls == 4
     assert status(tmp_path)["step"] == 12
 
 

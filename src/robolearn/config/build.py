@@ -1,7 +1,7 @@
 """From a composed configuration to objects: the parts of a run, and its trainer."""
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +11,13 @@ from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from robolearn.agent import Agent
+from robolearn.agent import AgentFactory
 from robolearn.checkpoints.load import PretrainedCheckpoint
 from robolearn.checkpoints.locate import locate, policy_node
 from robolearn.config.devices import pick_compile, pick_cuda_graph, pick_device, use_fast_kernels
 from robolearn.config.schema import CONFIG_ONLY_KEYS
 from robolearn.config.validate import check_targets, refuse
+from robolearn.data.batch_stream import BatchTransform, TransformedStream
 from robolearn.data.loader import Loader
 from robolearn.data.offline_online_loader import OfflineOnlineLoader
 from robolearn.data.protocols import FrameDataset
@@ -28,9 +29,12 @@ from robolearn.policies.base import Policy
 from robolearn.rollouts.task_prompts import TaskEmbeddings, task_prompts
 from robolearn.runs.logger import NullLogger
 from robolearn.runs.run import Run
-from robolearn.trainer import Cadence, Trainer
-from robolearn.training.online import Collector
+from robolearn.trainer import Trainer
+from robolearn.training.intervals import Intervals
+from robolearn.training.online import Collector, Online
 from robolearn.training.optim import build_param_groups
+from robolearn.training.phases import OfflinePhase, OnlinePhase, Phase
+from robolearn.training.update import Update
 from robolearn.types import Spec, Stats
 
 DATASET_MEMBERS = ("load", "batch", "make_sampler", "normalization_stats", "has_rewards")
@@ -161,91 +165,119 @@ def normalization_stats(dataset: FrameDataset, policy: Policy) -> tuple[Stats, l
     return dataset.normalization_stats(lambda one: transform.compute_stats(one, policy.spec.window, one.stats))
 
 
-def mix_in(
-    collector: Collector, offline: Loader, loader: Callable[[int, int], Loader], cfg: DictConfig
-) -> OfflineOnlineLoader:
-    """The batches of both phases: `offline`, then the demonstrations' share by `loader` and the rest collected."""
-    n_replay = round(cfg.online.sampling_ratio * cfg.batch_size)
-    return OfflineOnlineLoader(
-        offline=offline,
-        demonstrations=loader(cfg.batch_size - n_replay, cfg.seed + 1) if n_replay < cfg.batch_size else None,
-        replay=collector.replay,
-        n_replay=n_replay,
-        window=offline.window,
-        device=offline.device,
-        switch=cfg.offline.steps * cfg.gradient_accumulation_steps,
-        least_frames=cfg.online.buffer_seed_size,
-        seed=cfg.seed,
-    )
+def initial_weights(cfg: DictConfig) -> Callable[[Policy, Normalizer], None]:
+    """What fills the policy and the normalizer of a fresh run: the checkpoint of ``policy.path``, or the policy itself.
+
+    Raises:
+        UserError: The checkpoint is not there, damaged or not supported.
+    """
+    start = start_of(cfg)
+    return start.init_weights if start else lambda policy, normalizer: policy.load_pretrained()
 
 
-def build_trainer(cfg: DictConfig, run: Run, ranks: World | None = None) -> Trainer:
+def build_phases(
+    cfg: DictConfig,
+    loader: Callable[[int, int], Loader],
+    transforms: Sequence[BatchTransform],
+    collector: Callable[[Online], Collector],
+) -> list[Phase]:
+    """The phases of a run: the offline phase, and the online phase where it has updates.
+
+    Args:
+        cfg: The run's configuration.
+        loader: Makes a loader of demonstrations, given the batch size and a seed.
+        transforms: What every batch of both phases passes through.
+        collector: Makes the collector of the online phase.
+    """
+    demonstrations, n = loader(cfg.batch_size, cfg.seed), cfg.gradient_accumulation_steps
+    phases: list[Phase] = [
+        OfflinePhase(0, build("offline", cfg).steps, TransformedStream(demonstrations, transforms), n)
+    ]
+    if cfg.online.steps:
+        online = build("online", cfg)
+        collects = collector(online)
+        n_replay = round(online.sampling_ratio * cfg.batch_size)
+        mixed = OfflineOnlineLoader(
+            offline=demonstrations,
+            demonstrations=loader(cfg.batch_size - n_replay, cfg.seed + 1) if n_replay < cfg.batch_size else None,
+            replay=collects.replay,
+            n_replay=n_replay,
+            window=demonstrations.window,
+            device=demonstrations.device,
+            first_batch=cfg.offline.steps * n,
+            least_frames=online.buffer_seed_size,
+            seed=cfg.seed,
+        )
+        stream = TransformedStream(mixed, transforms)
+        phases.append(OnlinePhase(cfg.offline.steps, online.steps, stream, n, collector=collects))
+    return phases
+
+
+def build_trainer(cfg: DictConfig, run: Run, world: World | None = None) -> Trainer:
     """The trainer of a run, with its dataset loaded; nothing is trained yet.
 
     Args:
         cfg: The run's configuration.
         run: Its folder.
-        ranks: The processes that train together.
+        world: The processes that train together.
 
     Raises:
         UserError: A part refuses its configuration or the dataset is not sound.
     """
-    ranks = ranks or World()
-    device = pick_device(cfg.device, ranks)
+    world = world or World()
+    device = pick_device(cfg.device, world)
     use_fast_kernels(device)
     seed_everything(cfg.seed)
     dataset = build_dataset(cfg)
-    simulator = build("env", cfg)
-    if simulator is not None:
-        check_same_spec(dataset.spec, simulator.spec)
+    env = build("env", cfg)
+    if env is not None:
+        check_same_spec(dataset.spec, env.spec)
     # The weights are drawn on the CPU, so that a seed means the same on every device.
     policy = build_policy(cfg, dataset.spec).to(device)
     optimizer = build("optimizer", cfg, build_param_groups(policy.param_groups(), plain(cfg)["param_groups"]))
-    steps = total_steps(cfg)
     frames = dataset.load(device)
     stats, each = normalization_stats(dataset, policy)
     mapping, transform = policy.spec.normalization_mapping, policy.spec.action_transform
     normalizer = Normalizer(dataset.spec, mapping, stats, each, transform).to(device)
-    evaluator = build("eval", cfg, env=simulator) if simulator is not None else None
-    words = task_prompts(policy, evaluator, dataset.spec.tasks) if evaluator else []
-    amp_dtype = AMP[cfg.amp_dtype] if cfg.use_amp else None
+    evaluator = build("eval", cfg, env=env) if env is not None else None
+    update = Update(
+        policy,
+        normalizer,
+        optimizer,
+        build("scheduler", cfg, optimizer, num_training_steps=total_steps(cfg)),
+        device,
+        ema=build("ema", cfg, policy) if cfg.use_ema else None,
+        grad_clip_norm=cfg.grad_clip_norm,
+        amp_dtype=AMP[cfg.amp_dtype] if cfg.use_amp else None,
+        compile=pick_compile(cfg.compile, device),
+        cuda_graph=False if world.size > 1 else pick_cuda_graph(cfg, device, policy, optimizer),
+        world=world,
+    )
+    prompts = task_prompts(policy, evaluator, dataset.spec.tasks) if evaluator else []
+    make_agent = AgentFactory(normalizer, device, update.amp_dtype, prompts, update.cuda_graph)
 
     def loader(batch_size: int, seed: int) -> Loader:
         sampler = dataset.make_sampler(batch_size, seed, policy.spec.drop_n_last_frames)
-        return Loader(frames, ranks.shard_sampler(sampler), policy.spec.window, device, cfg.num_workers)
+        return Loader(frames, world.shard_sampler(sampler), policy.spec.window, device, cfg.num_workers)
 
-    batches, collector = loader(cfg.batch_size, cfg.seed), None
-    if cfg.online.steps:
-        acting = Agent(policy, normalizer, device, amp_dtype, words)
-        collector = build("online", cfg).collector(
-            simulator, policy, dataset.spec, run.folder, acting, cfg.offline.steps
-        )
-        batches = mix_in(collector, batches, loader, cfg)
+    def collector(online: Online) -> Collector:
+        assert env is not None
+        return online.collector(env, dataset.spec, run.folder, make_agent, update.eval_policy, cfg.offline.steps)
+
+    transforms = [build("image_transforms", cfg)] if cfg.image_transforms else []
+    if policy.spec.uses_language:
+        transforms.append(TaskEmbeddings(policy, dataset.spec.tasks, device))
     return Trainer(
-        policy=policy,
-        normalizer=normalizer,
-        optimizer=optimizer,
-        schedule=build("scheduler", cfg, optimizer, num_training_steps=steps),
-        loader=batches,
-        device=device,
-        steps=steps,
-        cadence=Cadence(cfg.log_freq, cfg.eval_freq, cfg.save_freq, cfg.save_checkpoint),
+        update=update,
+        phases=build_phases(cfg, loader, transforms, collector),
+        intervals=Intervals(cfg.log_freq, cfg.eval_freq, cfg.save_freq, cfg.save_checkpoint),
         run=run,
-        logger=build("logger", cfg, run.folder) if ranks.is_main_process else NullLogger(run.folder),
+        logger=build("logger", cfg, run.folder) if world.is_main_process else NullLogger(run.folder),
         checkpoints=build(
             "checkpoints", cfg, run.folder, OmegaConf.to_yaml(OmegaConf.create(dict(run.config))), dataset.spec
         ),
+        init_weights=initial_weights(cfg),
+        make_agent=make_agent,
         evaluator=evaluator,
-        ema=build("ema", cfg, policy) if cfg.use_ema else None,
-        start=start_of(cfg),
-        tasks=TaskEmbeddings(policy, dataset.spec.tasks, device) if policy.spec.uses_language else None,
-        told=words,
-        image_transforms=build("image_transforms", cfg),
-        grad_clip_norm=cfg.grad_clip_norm,
-        gradient_accumulation_steps=cfg.gradient_accumulation_steps,
-        compile=pick_compile(cfg.compile, device),
-        cuda_graph=False if ranks.size > 1 else pick_cuda_graph(cfg, device, policy, optimizer),
-        amp_dtype=amp_dtype,
-        collector=collector,
-        ranks=ranks,
+        world=world,
     )

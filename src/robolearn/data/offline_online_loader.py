@@ -12,20 +12,20 @@ from robolearn.types import Batch, Window
 
 
 class OfflineOnlineLoader:
-    """Demonstrations alone until batch `switch`, from then on a fixed number of samples of the buffer in each batch.
+    """Batches with a fixed number of samples of the buffer, the rest demonstrations.
 
-    A batch depends on its number and on what the buffer holds when it is asked for, so that new episodes are drawn
+    A batch depends on its index and on what the buffer holds when it is asked for, so that new episodes are drawn
     from at once and a resumed run sees the batches that one never stopped would. While the buffer holds less than
     `least_frames`, batches are demonstrations alone.
 
     Args:
-        offline: Whole batches of demonstrations.
+        offline: Whole batches of demonstrations, those of the offline phase.
         demonstrations: The demonstrations' share of mixed batches; None where they have none.
         replay: What was collected.
         n_replay: Samples of the buffer in a mixed batch.
         window: The frames around each sample.
         device: Where the batches go.
-        switch: The first mixed batch.
+        first_batch: Index of the first batch of the online phase.
         least_frames: Frames that the buffer holds before it is drawn from.
         seed: Of the draws from the buffer.
     """
@@ -38,27 +38,22 @@ class OfflineOnlineLoader:
         n_replay: int,
         window: Window,
         device: torch.device,
-        switch: int,
+        first_batch: int,
         least_frames: int,
         seed: int,
     ) -> None:
         self.offline, self.demonstrations, self.replay = offline, demonstrations, replay
         self.n_replay, self.window, self.device = n_replay, window, device
-        self.switch, self.least_frames, self.seed = switch, least_frames, seed
+        self.first_batch, self.least_frames, self.seed = first_batch, least_frames, seed
         self._pin = device.type == "cuda" and replay.device.type == "cpu"
 
     def iter_from(self, k: int) -> Generator[Batch, None, None]:
         """Batches k, k + 1, ... without end. Closing the generator ends the threads that gather ahead."""
-        if k < self.switch:
-            with closing(self.offline.iter_from(k)) as batches:
-                for _ in range(k, self.switch):
-                    yield next(batches)
-            k = self.switch
         if self.demonstrations is None:
             while True:
                 yield self._collected(k) if self.ready else self.offline[k]
                 k += 1
-        with closing(self.demonstrations.iter_from(k - self.switch)) as batches:
+        with closing(self.demonstrations.iter_from(k - self.first_batch)) as batches:
             for demonstrated in batches:
                 yield concat_batches(demonstrated, self._collected(k)) if self.ready else self.offline[k]
                 k += 1

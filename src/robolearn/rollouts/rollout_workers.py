@@ -7,16 +7,15 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from robolearn.agent import Agent
+from robolearn.agent import Agent, AgentFactory
 from robolearn.envs.factory import EnvFactory
 from robolearn.envs.vector import VectorEnv
 from robolearn.episodes import Episode, RolloutInterrupted
-from robolearn.normalize import Normalizer
 from robolearn.policies.base import Policy
 from robolearn.rollouts.evaluation import seeded
 from robolearn.rollouts.rollout import rollout
@@ -155,27 +154,21 @@ class RolloutTask:
 
     Args:
         factory: Of the vector environment.
+        make_agent: Makes the agent that acts there; its normaliser is on the CPU.
         policy: On the CPU; each request brings its weights.
-        normalizer: On the CPU.
-        device: Where the policy acts.
-        amp_dtype: Precision in which it acts.
-        tasks: Instructions of a policy that uses language.
     """
 
     factory: VectorEnvFactory
+    make_agent: AgentFactory
     policy: Policy
-    normalizer: Normalizer
-    device: str
-    amp_dtype: torch.dtype | None
-    tasks: Sequence[str]
 
     @contextmanager
     def open(self, stop: Callable[[], bool]) -> Iterator[Callable[[RolloutRequest], RolloutResult]]:
         """Open the environments; the context's value runs a rollout."""
         torch.set_num_threads(1)
-        device = torch.device(self.device)
-        policy, normalizer = self.policy.to(device).eval(), self.normalizer.to(device)
-        agent = Agent(policy, normalizer, device, self.amp_dtype, self.tasks, explore=True)
+        device, policy = self.make_agent.device, self.policy.to(self.make_agent.device)
+        self.make_agent.normalizer.to(device)
+        agent = self.make_agent(policy, explore=True)
         vector = self.factory.open()
 
         def run(request: RolloutRequest) -> RolloutResult:
@@ -198,15 +191,17 @@ class AsyncRolloutWorker(RolloutWorker):
 
     Args:
         factory: Of the vector environment.
-        agent: Its policy, normaliser, device and precision are those of the agent that acts there.
+        make_agent: Makes the agent that acts there.
+        policy: Has the shape of the policy that acts.
     """
 
     is_async = True
 
-    def __init__(self, factory: VectorEnvFactory, agent: Agent) -> None:
+    def __init__(self, factory: VectorEnvFactory, make_agent: AgentFactory, policy: Policy) -> None:
         # On the CPU, since a handle of GPU memory would have to outlive its reader.
-        policy, normalizer = copy.deepcopy(agent.policy).cpu(), copy.deepcopy(agent.normalizer).cpu()
-        task = RolloutTask(factory, policy, normalizer, str(agent.device), agent.amp_dtype, list(agent.tasks))
+        normalizer = copy.deepcopy(make_agent.normalizer).cpu()
+        make_agent = replace(make_agent, normalizer=normalizer, cuda_graph=None, compile=False)
+        task = RolloutTask(factory, make_agent, copy.deepcopy(policy).cpu())
         key = "online.do_rollout_async"
         fix = f"set {key}=false to collect in the training process"
         self._worker: Worker[RolloutRequest, RolloutResult] = Worker(task, "rollout", key, fix)

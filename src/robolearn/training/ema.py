@@ -55,5 +55,5 @@ class Ema:
         return {"updates": self.updates}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up the count."""
+        """Restore the count."""
         self.updates = state["updates"]

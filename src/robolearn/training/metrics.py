@@ -1,9 +1,9 @@
 """Means of what training computes, kept on the device until somebody wants to read them."""
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -11,23 +11,25 @@ from torch import Tensor
 from robolearn.distributed.world import World
 from robolearn.errors import UserError
 
+T = TypeVar("T")
+
 
 class TrainMetrics:
     """Sums scalars on the device between two readings, and the time and samples that went by.
 
     Args:
         device: Where the scalars are.
-        ranks: The processes that train together, whose means are read.
+        world: The processes that train together, whose means are read.
     """
 
-    def __init__(self, device: torch.device, ranks: World | None = None) -> None:
+    def __init__(self, device: torch.device, world: World | None = None) -> None:
         self.device = device
-        self.ranks = ranks or World()
+        self.world = world or World()
         self.sums: dict[str, Tensor] = {}
         self.counts: dict[str, int] = {}
         self.samples = 0
         self.waited = 0.0
-        self.elapsed = 0.0
+        self._excluded = 0.0
         self._since: float | None = None
         # How many losses were added up to the first that was not finite; -1: none was.
         self._bad = torch.full((), -1, device=device)
@@ -37,24 +39,39 @@ class TrainMetrics:
         """(Re)start the clock; time that went by since the last reading and is not training does not count."""
         self._since = time.perf_counter()
 
-    @contextmanager
-    def data_wait(self) -> Iterator[None]:
-        """Time spent in the block is waiting for data."""
-        begin = time.perf_counter()
-        yield
-        self.waited += time.perf_counter() - begin
+    def time_data(self, updates: Iterator[T]) -> Iterator[T]:
+        """The same items; the time until each of them is there is waiting for data, but for what `exclude` holds."""
+        while True:
+            begin, excluded = time.perf_counter(), self._excluded
+            try:
+                item = next(updates)
+            except StopIteration:
+                return
+            self.waited += time.perf_counter() - begin - (self._excluded - excluded)
+            yield item
 
     @contextmanager
     def exclude(self) -> Iterator[None]:
         """Time spent in the block is not training and counts nowhere."""
         begin = time.perf_counter()
         yield
+        spent = time.perf_counter() - begin
+        self._excluded += spent
         if self._since is not None:
-            self._since += time.perf_counter() - begin
+            self._since += spent
 
-    def add(self, samples: int, scalars: Mapping[str, Tensor]) -> None:
-        """Add one batch's scalars (detached, on the device)."""
+    def add(self, samples: int, scalars: Sequence[Mapping[str, Tensor]]) -> None:
+        """Add an update.
+
+        Args:
+            samples: How many it trained on.
+            scalars: Of each of its batches, then of the update; detached, on the device.
+        """
         self.samples += samples
+        for each in scalars:
+            self._add(each)
+
+    def _add(self, scalars: Mapping[str, Tensor]) -> None:
         for name, value in scalars.items():
             # Not in place: the first value belongs to the caller.
             self.sums[name] = self.sums[name] + value if name in self.sums else value.detach()
@@ -77,12 +94,12 @@ class TrainMetrics:
         names = list(self.sums)
         # One transfer for all of them.
         values = (
-            self.ranks.all_reduce_mean(torch.stack([self.sums[n].float() for n in names])).tolist() if names else []
+            self.world.all_reduce_mean(torch.stack([self.sums[n].float() for n in names])).tolist() if names else []
         )
         scalars = {f"train/{n}": v / self.counts[n] for n, v in zip(names, values, strict=True)}
         seconds = time.perf_counter() - (self._since or time.perf_counter())
         if seconds > 0:
-            scalars["train/samples_per_s"] = self.ranks.size * self.samples / seconds
+            scalars["train/samples_per_s"] = self.world.size * self.samples / seconds
             scalars["train/data_wait"] = self.waited / seconds
         self.sums, self.counts, self.samples, self.waited, self._added = {}, {}, 0, 0.0, 0
         self._bad = torch.full((), -1, device=self.device)
@@ -95,7 +112,7 @@ class TrainMetrics:
         Raises:
             UserError: It was; the message names the update.
         """
-        bad = self.ranks.all_reduce_max(int(self._bad))
+        bad = self.world.all_reduce_max(int(self._bad))
         if bad >= 0:
             updates = max(1, self.counts.get("grad_norm", 1))
             first = step - updates + 1 + (bad - 1) * updates // max(1, self._added)
@@ -116,12 +133,12 @@ class TrainMetrics:
     def state_dict(self) -> dict[str, Any]:
         """The sums not read yet, as means over the processes; clocks start anew in a resumed run."""
         return {
-            "sums": {name: self.ranks.all_reduce_mean(value) for name, value in self.sums.items()},
+            "sums": {name: self.world.all_reduce_mean(value) for name, value in self.sums.items()},
             "counts": dict(self.counts),
             "added": self._added,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up the sums."""
+        """Restore the sums."""
         self.sums = {name: value.to(self.device) for name, value in state["sums"].items()}
         self.counts, self._added = dict(state["counts"]), state["added"]

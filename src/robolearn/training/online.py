@@ -3,12 +3,13 @@
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Interval
 
-from robolearn.agent import Agent
+from robolearn.agent import Agent, AgentFactory
 from robolearn.data.replay_buffer import ReplayBuffer
 from robolearn.envs.factory import EnvFactory
 from robolearn.errors import UserError
@@ -80,7 +81,7 @@ class Online:
                 f"online.buffer_capacity={self.buffer_capacity}."
             )
 
-    def kept(self, policy: Policy) -> Literal["all", "successful"]:
+    def episode_filter(self, policy: Policy) -> Literal["all", "successful"]:
         """Which episodes this policy learns from."""
         return self.keep or ("all" if policy.spec.needs_reward else "successful")
 
@@ -110,7 +111,7 @@ class Online:
                 "online.keep=all: this policy imitates what it sees and would learn its own failures; "
                 "set online.keep=successful."
             )
-        if self.kept(policy) == "successful" and env.success_key is None:
+        if self.episode_filter(policy) == "successful" and env.success_key is None:
             raise UserError(
                 "online.keep=successful: the simulator does not say which episodes succeed (env.success_key is null); "
                 "set online.keep=all."
@@ -123,57 +124,78 @@ class Online:
             )
 
     def collector(
-        self, env: EnvFactory, policy: Policy, spec: Spec, folder: Path, agent: Agent, offline_steps: int
+        self,
+        env: EnvFactory,
+        spec: Spec,
+        folder: Path,
+        make_agent: AgentFactory,
+        eval_policy: Policy,
+        offline_steps: int,
     ) -> "Collector":
-        """What collects in the phase.
+        """Make the collector of the phase.
 
         Args:
-            env: Where.
-            policy: Which is trained.
-            spec: What it observes and commands.
+            env: The simulator.
+            spec: Features of the policy.
             folder: Of the run.
-            agent: Its policy, normaliser, device and precision are those that act.
+            make_agent: Makes the agents that explore.
+            eval_policy: The policy that acts; its weights change in place.
             offline_steps: Updates before the phase.
         """
         assert self.buffer_capacity is not None
         factory = VectorEnvFactory(env, self.rollout_batch_size, self.use_async_envs)
-        dropped = policy.spec.drop_n_last_frames
-        replay = ReplayBuffer(folder / "replay", spec, self.buffer_capacity, agent.device, dropped)
-        # Last, since it starts a process: a full disk has been told before.
-        rollouts = AsyncRolloutWorker(factory, agent) if self.do_rollout_async else SyncRolloutWorker(factory)
-        return Collector(self, offline_steps, rollouts, replay, self.kept(policy))
+        replay = ReplayBuffer(
+            folder / "replay", spec, self.buffer_capacity, make_agent.device, eval_policy.spec.drop_n_last_frames
+        )
+        # Last, since it starts a process: a full disk is reported before.
+        rollouts = (
+            AsyncRolloutWorker(factory, make_agent, eval_policy)
+            if self.do_rollout_async
+            else SyncRolloutWorker(factory)
+        )
+        rollout_agent = partial(make_agent, eval_policy, explore=True)
+        return Collector(self, offline_steps, rollouts, rollout_agent, replay, self.episode_filter(eval_policy))
 
 
 class Collector:
     """Collects episodes with the weights that are trained, and puts them in the buffer.
 
     Args:
-        phase: When and how many.
-        begins: The update before which the phase begins.
+        options: When and how many.
+        start_step: Updates before the phase.
         rollouts: Runs the episodes, here or in a process of its own.
+        rollout_agent: Makes the agent of a rollout.
         replay: Where they go.
-        keep: Which of them.
+        episode_filter: Which of them are kept.
     """
 
     def __init__(
         self,
-        phase: Online,
-        begins: int,
+        options: Online,
+        start_step: int,
         rollouts: RolloutWorker,
+        rollout_agent: Callable[[], Agent],
         replay: ReplayBuffer,
-        keep: Literal["all", "successful"],
+        episode_filter: Literal["all", "successful"],
     ) -> None:
-        self.phase, self.begins, self.rollouts, self.replay, self.keep = phase, begins, rollouts, replay, keep
+        self.options, self.start_step, self.rollouts, self.rollout_agent = options, start_step, rollouts, rollout_agent
+        self.replay, self.episode_filter = replay, episode_filter
         self.episodes = 0
         self.env_steps = 0
         self.started_at = -1
-        self._needed: dict[int, int] = {}
+        # The first episode in the buffer: of the state last saved or restored, and of each checkpoint by its step.
+        self._first_episode = 0
+        self._first_episodes: dict[int, int] = {}
 
-    def __call__(self, step: int, agent: Callable[[], Agent], stop: Callable[[], bool]) -> dict[str, float]:
-        """Collect what is due before update `step` + 1; scalars of what came in, none when nothing did.
+    def collect(self, step: int, stop: Callable[[], bool]) -> dict[str, float]:
+        """Take what has come in, and collect what is due before update `step`.
 
-        Without a process of its own a rollout is over when this returns. With one, it goes on meanwhile, and only the
-        wait for the first `buffer_seed_size` frames stops training.
+        Args:
+            step: Updates done.
+            stop: Asked before every step of the simulators; True ends the rollout.
+
+        Returns:
+            Scalars to log; none where nothing came in.
 
         Raises:
             RolloutInterrupted: `stop` said so during a rollout.
@@ -182,24 +204,25 @@ class Collector:
         scalars = self._take(step, wait=False, stop=stop)
         if not self._due(step):
             return scalars
-        assert self.phase.env_seed is not None
+        assert self.options.env_seed is not None
         while True:
             if not self.rollouts.pending:
-                self.rollouts.start(step, agent(), self._seeds(), stop)
-                self.episodes += self.phase.rollout_n_episodes
+                self.rollouts.start(step, self.rollout_agent(), self._seeds(), stop)
+                self.episodes += self.options.rollout_n_episodes
             self.started_at = step
-            seeding = self.replay.frames < self.phase.buffer_seed_size
+            seeding = self.replay.frames < self.options.buffer_seed_size
             before = self.replay.next_number
             scalars |= self._take(step, wait=seeding or not self.rollouts.is_async, stop=stop)
-            # A rollout that kept nothing may be followed by another that keeps nothing: training goes on meanwhile.
-            enough = self.replay.frames >= self.phase.buffer_seed_size
+            # A rollout that kept nothing may be followed by another that keeps nothing: training continues meanwhile.
+            enough = self.replay.frames >= self.options.buffer_seed_size
             if not seeding or enough or self.replay.next_number == before:
                 return scalars
 
     def finish(self, step: int, stop: Callable[[], bool]) -> dict[str, float]:
         """Wait for the rollout that is under way after the last update, if one is; scalars of what came in.
 
-        The run's last checkpoint is older than its episodes; a run that goes on with more updates finds them as files.
+        The run's last checkpoint is older than its episodes; a run that is resumed with more updates finds them as
+        files.
 
         Raises:
             RolloutInterrupted: `stop` said so meanwhile; its episodes are lost.
@@ -208,20 +231,18 @@ class Collector:
         return self._take(step, wait=True, stop=stop)
 
     def _due(self, step: int) -> bool:
-        if step < self.begins or self.started_at == step:
-            return False
-        assert self.phase.steps_between_rollouts is not None
-        return (step - self.begins) % self.phase.steps_between_rollouts == 0
+        assert self.options.steps_between_rollouts is not None
+        return self.started_at != step and (step - self.start_step) % self.options.steps_between_rollouts == 0
 
     def _seeds(self) -> list[int]:
-        first = (self.phase.env_seed or 0) + self.episodes
-        return list(range(first, first + self.phase.rollout_n_episodes))
+        first = (self.options.env_seed or 0) + self.episodes
+        return list(range(first, first + self.options.rollout_n_episodes))
 
     def _take(self, step: int, wait: bool, stop: Callable[[], bool]) -> dict[str, float]:
         collected = self.rollouts.get(wait, stop)
         if collected is None:
             return {}
-        kept = [episode for episode in collected.episodes if self.keep == "all" or episode.success]
+        kept = [episode for episode in collected.episodes if self.episode_filter == "all" or episode.success]
         for episode in kept:
             self.replay.add(episode)
         self.env_steps += sum(len(episode) for episode in collected.episodes)
@@ -232,41 +253,51 @@ class Collector:
             "kept": len(kept) / len(collected.episodes),
         }
         figures = [name for name in ("success_rate", "avg_sum_reward") if name in scalars]
-        told = ", ".join(f"{name} {scalars[name]:.3g}" for name in figures)
-        log.info("Collected %d episodes before step %d: %s.", len(collected.episodes), step + 1, told)
+        shown = ", ".join(f"{name} {scalars[name]:.3g}" for name in figures)
+        log.info("Collected %d episodes before step %d: %s.", len(collected.episodes), step + 1, shown)
         return {f"online/{name}": value for name, value in scalars.items()}
 
-    def state_dict(self, step: int) -> dict[str, Any]:
-        """What a restarted run goes on from."""
-        state = self.replay.state_dict()
-        self._needed[step] = state["first_number"]
+    def state_dict(self) -> dict[str, Any]:
+        """The state to save; the episodes themselves lie in files."""
+        replay = self.replay.state_dict()
+        self._first_episode = replay["first_number"]
         return {
-            "replay": state,
+            "replay": replay,
             "episodes": self.episodes,
             "env_steps": self.env_steps,
             "started_at": self.started_at,
-            "needed": dict(self._needed),
+            "first_episodes": dict(self._first_episodes),
         }
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up a state.
+    def load_state_dict(self, state: dict[str, Any], /) -> None:
+        """Restore a state.
 
         Without a process of its own, episodes collected after it are removed and will be collected again, the same;
         with one, which can't repeat them, they are kept.
         """
         self.replay.load_state_dict(state["replay"], keep_newer=self.rollouts.is_async)
         self.episodes, self.env_steps, self.started_at = state["episodes"], state["env_steps"], state["started_at"]
-        self._needed = dict(state["needed"])
+        self._first_episode, self._first_episodes = state["replay"]["first_number"], dict(state["first_episodes"])
+
+    def clear(self) -> None:
+        """Start with an empty buffer: what an earlier attempt left in the folder is removed."""
+        self.replay.clear()
+
+    def checkpointed(self, step: int, kept: Sequence[int]) -> None:
+        """Remove the files of episodes that no checkpoint needs any more.
+
+        Args:
+            step: Whose checkpoint holds the state last saved or restored.
+            kept: The steps whose checkpoints exist.
+        """
+        self._first_episodes[step] = self._first_episode
+        self._first_episodes = {step: first for step, first in self._first_episodes.items() if step in kept}
+        if self._first_episodes:
+            self.replay.prune(min(self._first_episodes.values()))
 
     def close(self) -> None:
         """Close the simulators."""
         self.rollouts.close()
-
-    def saved(self, steps: Sequence[int]) -> None:
-        """Checkpoints of these steps are there; no others' episodes are needed any more."""
-        self._needed = {step: first for step, first in self._needed.items() if step in steps}
-        if self._needed:
-            self.replay.prune(min(self._needed.values()))
 
 
 def _figures(collected: RolloutResult, step: int) -> dict[str, float]:

@@ -1,19 +1,13 @@
-"""Parameter groups by name, and learning-rate schedules."""
+"""Parameter groups by name, and optimizers whose step a CUDA graph can hold."""
 
-import difflib
-import math
-from collections.abc import Callable, Mapping
-from typing import Annotated, Any
+from collections.abc import Mapping
+from typing import Any
 
 import torch
-from annotated_types import Ge, Gt
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR
 
-from robolearn.errors import UserError
-
-NonNegative = Annotated[int, Ge(0)]
+from robolearn.errors import UserError, did_you_mean
 
 
 def build_param_groups(
@@ -30,9 +24,9 @@ def build_param_groups(
     """
     for name in options:
         if name not in groups:
-            nearest = difflib.get_close_matches(name, groups, n=1, cutoff=0)[0]
+            hint = did_you_mean(name, groups, cutoff=0)
             raise UserError(
-                f"param_groups.{name}: the policy has no parameter group '{name}' (did you mean '{nearest}'?)."
+                f"param_groups.{name}: the policy has no parameter group '{name}'{hint}.", key=f"param_groups.{name}"
             )
     return [{"name": name, "params": params, **options.get(name, {})} for name, params in groups.items() if params]
 
@@ -42,8 +36,17 @@ def is_capturable(optimizer: Optimizer) -> bool:
     return all("capturable" in group or group.get("fused") for group in optimizer.param_groups)
 
 
-def to_capturable(optimizer: Optimizer, device: torch.device) -> None:
-    """Keep on the device what an optimizer's step reads, so that a captured step follows the learning rate."""
+def make_capturable(optimizer: Optimizer, device: torch.device) -> None:
+    """Keep on the device what an optimizer's step reads, so that a captured step follows the learning rate.
+
+    Its state dict stays what it would be otherwise, so that a run may be resumed with or without captured steps.
+    """
+    _to_device(optimizer, device)
+    optimizer.register_load_state_dict_post_hook(lambda loaded: _to_device(loaded, device))
+    optimizer.register_state_dict_post_hook(lambda _, state: _without_capture(state))
+
+
+def _to_device(optimizer: Optimizer, device: torch.device) -> None:
     for group in optimizer.param_groups:
         if "capturable" in group:
             group["capturable"] = True
@@ -54,130 +57,9 @@ def to_capturable(optimizer: Optimizer, device: torch.device) -> None:
             state["step"] = state["step"].to(device)
 
 
-def optimizer_state_dict(optimizer: Optimizer) -> dict[str, Any]:
-    """The state to save, the same whether steps were captured or not."""
-    state = optimizer.state_dict()
+def _without_capture(state: dict[str, Any]) -> dict[str, Any]:
     groups = []
     for group in state["param_groups"]:
         plain = {key: float(value) if isinstance(value, Tensor) else value for key, value in group.items()}
         groups.append(plain | ({"capturable": False} if "capturable" in plain else {}))
     return {**state, "param_groups": groups}
-
-
-def constant(optimizer: Optimizer, num_training_steps: int) -> LambdaLR:
-    """Every learning rate stays what the optimizer was given."""
-    del num_training_steps
-    return LambdaLR(optimizer, lambda step: 1.0)
-
-
-def diffusers_schedule(
-    optimizer: Optimizer,
-    num_training_steps: int,
-    name: str = "cosine",
-    num_warmup_steps: NonNegative = 0,
-    hold_at_end: bool = True,
-) -> LambdaLR:
-    """A schedule of `diffusers.optimization.get_scheduler` by name.
-
-    Args:
-        optimizer: Its learning rates are scaled.
-        num_training_steps: The run's steps, offline and online.
-        name: "cosine", "linear", "constant_with_warmup", ...
-        num_warmup_steps: Steps of linear warm-up from 0.
-        hold_at_end: Beyond the last step the rate stays what it was there; false: the cosine rises again, as in the
-            reference.
-
-    Raises:
-        UserError: diffusers has no schedule of that name.
-    """
-    from diffusers.optimization import SchedulerType, get_scheduler
-
-    # A piecewise constant rate is told by rules, which no key here gives.
-    names = [member.value for member in SchedulerType if member != SchedulerType.PIECEWISE_CONSTANT]
-    if name not in names:
-        nearest = difflib.get_close_matches(name, names, n=1, cutoff=0)[0]
-        raise UserError(f"scheduler.name={name} is none of {', '.join(names)} (did you mean '{nearest}'?).")
-    schedule = get_scheduler(name, optimizer, num_warmup_steps=num_warmup_steps, num_training_steps=num_training_steps)
-    if hold_at_end:
-        schedule.lr_lambdas = [_held(factor, num_training_steps) for factor in schedule.lr_lambdas]
-    return schedule
-
-
-def _held(factor: Callable[[int], float], last: int) -> Callable[[int], float]:
-    return lambda step: factor(min(step, last))
-
-
-def vqbet(
-    optimizer: Optimizer,
-    num_training_steps: int,
-    num_warmup_steps: NonNegative,
-    num_vqvae_training_steps: NonNegative,
-    num_cycles: float = 0.5,
-    end_at_zero: bool = True,
-) -> LambdaLR:
-    """Full rate while the tokenizer trains, then a linear warm-up from 0 and a cosine.
-
-    Args:
-        optimizer: Its learning rates are scaled.
-        num_training_steps: The run's steps, offline and online, those of the tokenizer included.
-        num_warmup_steps: Steps of warm-up, after the tokenizer's.
-        num_vqvae_training_steps: Steps of the tokenizer.
-        num_cycles: Waves of the cosine; 0.5 falls to 0.
-        end_at_zero: The cosine ends with the run; false: it is as long as if the tokenizer had taken no steps, so that
-            it never reaches 0, as in the reference.
-    """
-    length = num_training_steps - num_warmup_steps - (num_vqvae_training_steps if end_at_zero else 0)
-
-    def factor(step: int) -> float:
-        after = step - num_vqvae_training_steps
-        if after < 0:
-            return 1.0
-        if after < num_warmup_steps:
-            return after / num_warmup_steps
-        progress = (after - num_warmup_steps) / max(1, length)
-        if end_at_zero:
-            progress = min(progress, 1.0)
-        return max(0.0, 0.5 * (1 + math.cos(2 * math.pi * num_cycles * progress)))
-
-    return LambdaLR(optimizer, factor)
-
-
-def cosine_decay_with_warmup(
-    optimizer: Optimizer,
-    num_training_steps: int,
-    num_warmup_steps: NonNegative,
-    num_decay_steps: NonNegative,
-    peak_lr: Annotated[float, Gt(0)],
-    decay_lr: Annotated[float, Ge(0)],
-    decay_after_warmup: bool = True,
-) -> LambdaLR:
-    """Linear warm-up, then a cosine from the full rate to `decay_lr` / `peak_lr` of it, which then stays.
-
-    Args:
-        optimizer: Its learning rates are scaled.
-        num_training_steps: The run's steps; the schedule does not depend on them.
-        num_warmup_steps: Steps of warm-up, from 1 / (num_warmup_steps + 1) of the rate.
-        num_decay_steps: The step at which the cosine ends.
-        peak_lr: With `decay_lr` it gives the ratio; the rate itself is the optimizer's.
-        decay_lr: See `peak_lr`.
-        decay_after_warmup: The cosine starts where the warm-up ends; false: it counts from step 0, so that the rate
-            jumps there, as in the reference.
-
-    Raises:
-        UserError: `decay_lr` is more than `peak_lr`.
-    """
-    del num_training_steps
-    if decay_lr > peak_lr:
-        raise UserError(
-            f"scheduler.decay_lr={decay_lr} is more than scheduler.peak_lr={peak_lr}.", key="scheduler.decay_lr"
-        )
-    floor = decay_lr / peak_lr
-    start = num_warmup_steps if decay_after_warmup else 0
-
-    def factor(step: int) -> float:
-        if step < num_warmup_steps:
-            return (1 + step) / (1 + num_warmup_steps)
-        progress = min(max(step - start, 0) / max(1, num_decay_steps - start), 1.0)
-        return (1 - floor) * 0.5 * (1 + math.cos(math.pi * progress)) + floor
-
-    return LambdaLR(optimizer, factor)
