@@ -54,7 +54,7 @@ def filled(folder: Path, spec: Spec, episodes: int, device: torch.device) -> Rep
     return replay
 
 
-def mixed(
+def mixed_batches(
     replay: ReplayBuffer, demonstrations: ReplayBuffer, device: torch.device, num_workers: int
 ) -> Iterator[Batch]:
     """Mixed batches."""
@@ -64,7 +64,9 @@ def mixed(
         return Loader(demonstrations, BatchSampler(indices, batch_size, 0), WINDOW, device, num_workers)
 
     half = BATCH_SIZE // 2
-    return OfflineOnlineLoader(loader(BATCH_SIZE), loader(half), replay, half, WINDOW, device, 0, 0, 0).iter_from(0)
+    whole, recorded = loader(BATCH_SIZE), loader(half)
+    mixed = OfflineOnlineLoader(whole, recorded, replay, half, WINDOW, device, 0, 0, 0, num_workers)
+    return mixed.iter_from(0)
 
 
 def seconds(batches: Iterator[Batch], count: int, device: torch.device) -> float:
@@ -92,7 +94,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             demonstrations = filled(Path(folder, "demonstrations"), spec, 20, args.device)
             streams = {
-                count: mixed(
+                count: mixed_batches(
                     filled(Path(folder, str(count)), spec, count, args.device),
                     demonstrations,
                     args.device,

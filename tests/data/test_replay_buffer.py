@@ -1,6 +1,9 @@
 """The replay buffer: windows as over a dataset, first in first out, and what a restart finds."""
 
+import threading
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,6 +13,7 @@ from robolearn.data.offline_online_loader import OfflineOnlineLoader
 from robolearn.data.replay_buffer import ReplayBuffer
 from robolearn.episodes import Episode
 from robolearn.errors import UserError
+from robolearn.rollouts.task_prompts import TaskEmbeddings
 from robolearn.types import Feature, Spec, Window
 
 CPU = torch.device("cpu")
@@ -102,7 +106,7 @@ def test_a_restart_finds_the_same_frames_and_the_same_next_draw(tmp_path: Path) 
     assert torch.equal(again.draw(20, torch.Generator().manual_seed(3)), draw)
     found = again.batch(draw, WINDOW)
     assert all(torch.equal(found[key], value) for key, value in expected.items())
-    assert again.next_number == 5
+    assert again.next_index == 5
     assert not (tmp_path / "replay/00000005.safetensors").exists()
 
 
@@ -113,7 +117,7 @@ def test_a_restart_may_keep_what_came_after_the_checkpoint(tmp_path: Path) -> No
     replay.add(episode(1, 3))
     again = buffer(tmp_path)
     again.load_state_dict(state, keep_newer=True)
-    assert (again.next_number, again.frames) == (2, 8)
+    assert (again.next_index, again.frames) == (2, 8)
 
 
 def test_only_what_no_checkpoint_needs_is_removed(tmp_path: Path) -> None:
@@ -166,9 +170,10 @@ class Demonstrations:
             k += 1
 
 
-def mixed(replay: ReplayBuffer, n_replay: int, least: int = 0) -> OfflineOnlineLoader:
-    rest = Demonstrations(4 - n_replay) if n_replay < 4 else None
-    return OfflineOnlineLoader(Demonstrations(4), rest, replay, n_replay, Window(reward=(0,)), CPU, 3, least, 0)  # type: ignore[arg-type]
+def mixed(replay: ReplayBuffer, n_replay: int, least: int = 0, num_workers: int = 0) -> OfflineOnlineLoader:
+    rest: Any = Demonstrations(4 - n_replay) if n_replay < 4 else None
+    offline: Any = Demonstrations(4)
+    return OfflineOnlineLoader(offline, rest, replay, n_replay, Window(reward=(0,)), CPU, 3, least, 0, num_workers)
 
 
 @pytest.mark.parametrize("n_replay", [0, 1, 4])
@@ -195,6 +200,50 @@ def test_new_episodes_are_drawn_from_at_once_and_batches_repeat(tmp_path: Path) 
     assert (seen >= 200).any()
     expected, again = next(batches), next(mixed(replay, 3).iter_from(14))
     assert all(torch.equal(again[key], value) for key, value in expected.items())
+
+
+@pytest.mark.parametrize("n_replay", [3, 4])
+def test_threads_that_gather_ahead_change_no_batch(tmp_path: Path, n_replay: int) -> None:
+    """Also where episodes are added, and old ones evicted, between two batches."""
+    streams = []
+    for num_workers in (0, 2):
+        replay = buffer(tmp_path / str(num_workers))
+        batches = mixed(replay, n_replay, least=8, num_workers=num_workers).iter_from(3)
+        found = []
+        for k in range(30):
+            if k in (2, 3, 9, 10, 21):
+                replay.add(episode(k, 3))
+            found.append(next(batches))
+        batches.close()
+        streams.append(found)
+    for one, other in zip(*streams, strict=True):
+        assert one.keys() == other.keys()
+        assert all(torch.equal(other[key], value) for key, value in one.items())
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("loader")]
+
+
+class Reader:
+    """Encodes a task by its length."""
+
+    def encode_tasks(self, tasks: Sequence[str]) -> dict[str, torch.Tensor]:
+        return {"task.length": torch.tensor([len(task) for task in tasks])}
+
+
+@pytest.mark.parametrize("prompt", ["two", "three", "a new one"])
+def test_collected_frames_have_the_task_that_the_policy_was_given(tmp_path: Path, prompt: str) -> None:
+    policy: Any = Reader()
+    embeddings = TaskEmbeddings(policy, ["one", "two", "three"], CPU, [prompt])
+    replay = buffer(tmp_path)
+    replay.add(episode(1, 3), embeddings.tasks.index("one"))
+    state = replay.state_dict()
+    replay.add(episode(2, 4), embeddings.tasks.index(prompt))
+    again = buffer(tmp_path)
+    again.load_state_dict(state, keep_newer=True)
+    for each in (replay, again):
+        batch = embeddings(each.batch(torch.tensor([0, 2, 4, 7]), Window()))
+        assert batch["episode_index"].tolist() == [0, 0, 1, 1]
+        assert [embeddings.tasks[index] for index in batch["task_index"]] == ["one", "one", prompt, prompt]
+        assert batch["task.length"].tolist() == [3, 3, len(prompt), len(prompt)]
 
 
 def test_demonstrations_alone_until_enough_is_collected(tmp_path: Path) -> None:

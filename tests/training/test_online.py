@@ -23,7 +23,7 @@ from robolearn.policies.vqbet import VqbetPolicy
 from robolearn.rollouts.rollout_workers import RolloutResult
 from robolearn.trainer import Trainer
 from robolearn.training.online import Collector, Online
-from robolearn.types import Feature, Spec
+from robolearn.types import Feature, Spec, Window
 
 SPEC = Spec({"observation.state": Feature("STATE", (2,))}, Feature("ACTION", (2,)), 10.0)
 GIVEN: dict[str, Any] = {"steps": 8, "steps_between_rollouts": 2, "env_seed": 7, "buffer_capacity": 100}
@@ -109,7 +109,7 @@ def test_collects_when_it_is_time_with_seeds_of_their_own(tmp_path: Path) -> Non
     found = collector(tmp_path, policy, rollout_n_episodes=3, rollout_batch_size=2)
     scalars = {step: found.collect(step, never) for step in range(4, 9)}
     assert [step for step, told in scalars.items() if told] == [4, 6, 8]
-    assert found.replay.next_number == 9
+    assert found.replay.next_index == 9
     assert [s.steps for s in found.replay.episodes] != [12] * 9
     assert scalars[8]["online/episodes"] == 9
     assert scalars[8]["online/env_steps"] == sum(s.steps for s in found.replay.episodes)
@@ -118,6 +118,16 @@ def test_collects_when_it_is_time_with_seeds_of_their_own(tmp_path: Path) -> Non
         start = found.replay._ring["observation.state"][episode.first]
         env = fake_env.Reach(obs_type="state", render_mode=None)
         assert np.allclose(start, env.reset(seed=7 + number)[0], atol=1e-6)
+    found.close()
+
+
+def test_frames_have_the_task_that_the_policy_is_given(tmp_path: Path) -> None:
+    """The dataset has several tasks, and the policy is given the last of them."""
+    make_agent = AgentFactory(Normalizer(SPEC, {}), CPU)
+    online = Online(**GIVEN)
+    found = online.collector(simulator(), SPEC, tmp_path, make_agent, moving(), offline_steps=4, task_index=2)
+    found.collect(4, never)
+    assert set(found.replay.batch(torch.arange(3), Window())["task_index"].tolist()) == {2}
     found.close()
 
 
@@ -141,7 +151,7 @@ def test_imitators_keep_what_succeeded(tmp_path: Path) -> None:
     found = collector(tmp_path, policy, rollout_n_episodes=8, rollout_batch_size=8)
     told = found.collect(4, never)
     assert 0 < told["online/success_rate"] < 1
-    assert found.replay.next_number == told["online/success_rate"] * 8
+    assert found.replay.next_index == told["online/success_rate"] * 8
     assert told["online/kept"] == told["online/success_rate"]
     found.close()
 
@@ -251,7 +261,7 @@ def test_a_rollout_that_outlasts_the_last_update_is_waited_for(tmp_path: Path) -
     made = unfinished(tmp_path, crash_in="slow")
     made.train()
     replay = cast(Collector, made.state.parts["collector"]).replay
-    assert replay.next_number == 1
+    assert replay.next_index == 1
     told = metrics(tmp_path)
     assert [line["step"] for line in told] == [3, 5]  # a line a step, the last with what came in
     assert told[-1]["online/env_steps"] == replay.episodes[0].steps

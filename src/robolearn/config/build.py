@@ -207,6 +207,7 @@ def build_phases(
             first_batch=cfg.offline.steps * n,
             least_frames=online.buffer_seed_size,
             seed=cfg.seed,
+            num_workers=cfg.num_workers,
         )
         stream = TransformedStream(mixed, transforms)
         phases.append(OnlinePhase(cfg.offline.steps, online.steps, stream, n, collector=collects))
@@ -260,13 +261,19 @@ def build_trainer(cfg: DictConfig, run: Run, world: World | None = None) -> Trai
         sampler = dataset.make_sampler(batch_size, seed, policy.spec.drop_n_last_frames)
         return Loader(frames, world.shard_sampler(sampler), policy.spec.window, device, cfg.num_workers)
 
+    transforms: list[BatchTransform] = [build("image_transforms", cfg)] if cfg.image_transforms else []
+    task_index = 0
+    if policy.spec.uses_language:
+        embeddings = TaskEmbeddings(policy, dataset.spec.tasks, device, prompts)
+        transforms.append(embeddings)
+        task_index = embeddings.tasks.index(prompts[0]) if prompts else 0
+
     def collector(online: Online) -> Collector:
         assert env is not None
-        return online.collector(env, dataset.spec, run.folder, make_agent, update.eval_policy, cfg.offline.steps)
+        return online.collector(
+            env, dataset.spec, run.folder, make_agent, update.eval_policy, cfg.offline.steps, task_index
+        )
 
-    transforms = [build("image_transforms", cfg)] if cfg.image_transforms else []
-    if policy.spec.uses_language:
-        transforms.append(TaskEmbeddings(policy, dataset.spec.tasks, device))
     return Trainer(
         update=update,
         phases=build_phases(cfg, loader, transforms, collector),

@@ -63,7 +63,7 @@ class ReplayBuffer(FrameSource):
         self.folder, self.spec, self.capacity = folder, spec, capacity
         self.drop_n_last_frames = drop_n_last_frames
         self.episodes: deque[StoredEpisode] = deque()
-        self.next_number = 0
+        self.next_index = 0
         self.frames = 0
         self.num_sampleable = 0
         self._end = 0
@@ -105,7 +105,7 @@ class ReplayBuffer(FrameSource):
                 f"takes {len(episode) + 1} frames; raise it.",
                 key="online.buffer_capacity",
             )
-        file = self._file(self.next_number)
+        file = self._file(self.next_index)
         with disk_full_as_user_error(file):
             write_bytes(file, to_bytes(columns))
         self._append(columns)
@@ -137,8 +137,8 @@ class ReplayBuffer(FrameSource):
 
     def state_dict(self) -> dict[str, int]:
         """Which episodes are in the buffer; what they hold is in their files."""
-        first = self.episodes[0] if self.episodes else StoredEpisode(self.next_number, self._end, 0)
-        return {"first_number": first.index, "next_number": self.next_number, "first_position": first.first}
+        first = self.episodes[0] if self.episodes else StoredEpisode(self.next_index, self._end, 0)
+        return {"first_index": first.index, "next_index": self.next_index, "first_position": first.first}
 
     def load_state_dict(self, state: dict[str, Any], keep_newer: bool) -> None:
         """Fill the buffer with the episodes of a state.
@@ -152,12 +152,12 @@ class ReplayBuffer(FrameSource):
         """
         self.episodes.clear()
         self.frames, self.num_sampleable, self._cumulative = 0, 0, None
-        self.next_number, self._end = state["first_number"], state["first_position"]
+        self.next_index, self._end = state["first_index"], state["first_position"]
         files = self._files()
-        for index in sorted(i for i in files if i >= state["next_number"] and not keep_newer):
+        for index in sorted(i for i in files if i >= state["next_index"] and not keep_newer):
             files[index].unlink()
-        last = max(files, default=-1) + 1 if keep_newer else state["next_number"]
-        for index in range(state["first_number"], max(last, state["next_number"])):
+        last = max(files, default=-1) + 1 if keep_newer else state["next_index"]
+        for index in range(state["first_index"], max(last, state["next_index"])):
             self._append(self._read(index))
 
     def clear(self) -> None:
@@ -167,7 +167,7 @@ class ReplayBuffer(FrameSource):
 
     def prune(self, before: int) -> None:
         """Remove the files of the episodes with indices below `before`, unless they are in the buffer."""
-        oldest = self.state_dict()["first_number"]
+        oldest = self.state_dict()["first_index"]
         for index, file in self._files().items():
             if index < min(before, oldest):
                 file.unlink()
@@ -177,7 +177,7 @@ class ReplayBuffer(FrameSource):
 
     def _append(self, columns: dict[str, np.ndarray]) -> None:
         """Put an episode into the ring, after evicting the oldest ones that are in its way."""
-        stored = StoredEpisode(self.next_number, self._end, len(columns["action"]))
+        stored = StoredEpisode(self.next_index, self._end, len(columns["action"]))
         while self.episodes and self.frames + stored.frames > self.capacity:
             evicted = self.episodes.popleft()
             self.frames -= evicted.frames
@@ -199,7 +199,7 @@ class ReplayBuffer(FrameSource):
         self.frames += stored.frames
         self.num_sampleable += self._drawable(stored)
         self._cumulative = None
-        self.next_number += 1
+        self.next_index += 1
         self._end += stored.frames
 
     def _read(self, index: int) -> dict[str, np.ndarray]:

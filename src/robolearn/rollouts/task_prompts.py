@@ -15,19 +15,24 @@ class TaskEmbeddings:
 
     Args:
         policy: Reads tasks.
-        tasks: In words, by task number.
+        tasks: The dataset's tasks, by task index.
         device: Where batches lie.
+        prompts: What the policy is given in rollouts; those that are none of `tasks` get the next task indices.
+
+    Attributes:
+        tasks: The dataset's tasks and the new prompts, by task index.
 
     Raises:
-        UserError: The dataset tells no task, or the policy can't read one.
+        UserError: The dataset has no task, or the policy can't read one.
     """
 
-    def __init__(self, policy: Policy, tasks: Sequence[str], device: torch.device) -> None:
+    def __init__(self, policy: Policy, tasks: Sequence[str], device: torch.device, prompts: Sequence[str] = ()) -> None:
         if not tasks:
             raise UserError(
                 "The policy reads tasks, but the dataset has none; choose another dataset or policy.", key="dataset"
             )
-        self._encoded = {key: value.to(device) for key, value in policy.encode_tasks(tasks).items()}
+        self.tasks = (*tasks, *(prompt for prompt in dict.fromkeys(prompts) if prompt not in tasks))
+        self._encoded = {key: value.to(device) for key, value in policy.encode_tasks(self.tasks).items()}
 
     def __call__(self, batch: Batch) -> Batch:
         """A new batch with the encoded task of each frame, by its ``task_index`` (B,)."""

@@ -131,6 +131,7 @@ class Online:
         make_agent: AgentFactory,
         eval_policy: Policy,
         offline_steps: int,
+        task_index: int = 0,
     ) -> "Collector":
         """Make the collector of the phase.
 
@@ -141,6 +142,7 @@ class Online:
             make_agent: Makes the agents that explore.
             eval_policy: The policy that acts; its weights change in place.
             offline_steps: Updates before the phase.
+            task_index: The task that the policy is given, among those of the batches.
         """
         assert self.buffer_capacity is not None
         factory = VectorEnvFactory(env, self.rollout_batch_size, self.use_async_envs)
@@ -154,7 +156,8 @@ class Online:
             else SyncRolloutWorker(factory)
         )
         rollout_agent = partial(make_agent, eval_policy, explore=True)
-        return Collector(self, offline_steps, rollouts, rollout_agent, replay, self.episode_filter(eval_policy))
+        episode_filter = self.episode_filter(eval_policy)
+        return Collector(self, offline_steps, rollouts, rollout_agent, replay, episode_filter, task_index)
 
 
 class Collector:
@@ -167,6 +170,7 @@ class Collector:
         rollout_agent: Makes the agent of a rollout.
         replay: Where they go.
         episode_filter: Which of them are kept.
+        task_index: The task that the policy is given in them.
     """
 
     def __init__(
@@ -177,9 +181,10 @@ class Collector:
         rollout_agent: Callable[[], Agent],
         replay: ReplayBuffer,
         episode_filter: Literal["all", "successful"],
+        task_index: int = 0,
     ) -> None:
         self.options, self.start_step, self.rollouts, self.rollout_agent = options, start_step, rollouts, rollout_agent
-        self.replay, self.episode_filter = replay, episode_filter
+        self.replay, self.episode_filter, self.task_index = replay, episode_filter, task_index
         self.episodes = 0
         self.env_steps = 0
         self.started_at = -1
@@ -211,11 +216,11 @@ class Collector:
                 self.episodes += self.options.rollout_n_episodes
             self.started_at = step
             seeding = self.replay.frames < self.options.buffer_seed_size
-            before = self.replay.next_number
+            before = self.replay.next_index
             scalars |= self._take(step, wait=seeding or not self.rollouts.is_async, stop=stop)
             # A rollout that kept nothing may be followed by another that keeps nothing: training continues meanwhile.
             enough = self.replay.frames >= self.options.buffer_seed_size
-            if not seeding or enough or self.replay.next_number == before:
+            if not seeding or enough or self.replay.next_index == before:
                 return scalars
 
     def finish(self, step: int, stop: Callable[[], bool]) -> dict[str, float]:
@@ -244,7 +249,7 @@ class Collector:
             return {}
         kept = [episode for episode in collected.episodes if self.episode_filter == "all" or episode.success]
         for episode in kept:
-            self.replay.add(episode)
+            self.replay.add(episode, self.task_index)
         self.env_steps += sum(len(episode) for episode in collected.episodes)
         scalars = _figures(collected, step) | {
             "episodes": float(self.episodes),
@@ -260,7 +265,7 @@ class Collector:
     def state_dict(self) -> dict[str, Any]:
         """The state to save; the episodes themselves lie in files."""
         replay = self.replay.state_dict()
-        self._first_episode = replay["first_number"]
+        self._first_episode = replay["first_index"]
         return {
             "replay": replay,
             "episodes": self.episodes,
@@ -277,7 +282,7 @@ class Collector:
         """
         self.replay.load_state_dict(state["replay"], keep_newer=self.rollouts.is_async)
         self.episodes, self.env_steps, self.started_at = state["episodes"], state["env_steps"], state["started_at"]
-        self._first_episode, self._first_episodes = state["replay"]["first_number"], dict(state["first_episodes"])
+        self._first_episode, self._first_episodes = state["replay"]["first_index"], dict(state["first_episodes"])
 
     def clear(self) -> None:
         """Start with an empty buffer: what an earlier attempt left in the folder is removed."""
