@@ -1,11 +1,13 @@
 """The training loop: cadences, gradients, the average of weights, precision, and losses that are not finite."""
 
 import math
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from fakes import processes
 from fakes.training import CPU, Counting, Line, metrics, saved, status, trained, trainer
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -295,3 +297,21 @@ def test_a_failure_is_told_in_the_status(tmp_path: Path) -> None:
 
 def test_the_device_of_means_is_the_trainers(tmp_path: Path) -> None:
     assert trainer(tmp_path).metrics.device == CPU
+
+
+IMPORTS = """
+import sys, robolearn.trainer
+names = sorted(name for name in sys.modules if name.split(".")[0] in ("robolearn", "gymnasium"))
+print(*names)
+"""
+
+
+def test_the_trainer_knows_protocols_only() -> None:
+    done = processes.run([sys.executable, "-c", IMPORTS])
+    assert done.returncode == 0, done.stderr
+    names = done.stdout.split()
+    policies = [name for name in names if name.startswith("robolearn.policies.")]
+    assert policies == ["robolearn.policies.base"]
+    foreign = ("gymnasium", "robolearn.envs", "robolearn.rollouts", "robolearn.checkpoints.lerobot", "robolearn.config")
+    assert [name for name in names if name.startswith(foreign)] == []
+    assert len(names) < 40

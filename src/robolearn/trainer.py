@@ -20,7 +20,7 @@ from robolearn.episodes import RolloutInterrupted
 from robolearn.normalize import Normalizer
 from robolearn.policies.base import Policy
 from robolearn.runs.logger import Logger
-from robolearn.runs.run import Run, flatten
+from robolearn.runs.run import Run
 from robolearn.training.intervals import Intervals
 from robolearn.training.metrics import TrainMetrics
 from robolearn.training.phases import Phase, Rollout
@@ -216,11 +216,10 @@ class Trainer:
         self.metrics.check_finite(self.step)
         # TensorBoard looks their values up among the scalars of these names.
         metrics = {f"eval/{name}": value for name, value in self.last_evaluation.items()}
-        self.logger.hparams(_hyperparameters(self.run), metrics)
+        self.logger.hparams(self.run.hparams(), metrics)
         if found := self.checkpoints.best_or_last():
             self.logger.model(found)
-        folder = self.run.folder
-        log.info("Done: %s holds checkpoints and evaluations; curves: tensorboard --logdir %s", folder, folder)
+        log.info("Done: %s has checkpoints and evaluations; curves: tensorboard --logdir %s", *[self.run.folder] * 2)
         return self.last_evaluation.get(self.checkpoints.metric)
 
     def save_and_exit(self, number: int = 0) -> None:
@@ -245,18 +244,7 @@ class Trainer:
 
     def progress_bar(self) -> tqdm:
         """Steps done, rate, time left, loss and data wait; lines every half minute where there is no terminal."""
-        interval = 0.1 if sys.stderr.isatty() else 30.0
+        interval, hide = 0.1 if sys.stderr.isatty() else 30.0, not self.world.is_main_process
         return tqdm(
-            total=self.end_step,
-            initial=self.step,
-            unit="step",
-            mininterval=interval,
-            dynamic_ncols=True,
-            disable=not self.world.is_main_process,
+            total=self.end_step, initial=self.step, unit="step", mininterval=interval, dynamic_ncols=True, disable=hide
         )
-
-
-def _hyperparameters(run: Run) -> dict[str, bool | int | float | str]:
-    """What distinguishes this run from others, as TensorBoard takes it."""
-    leaves = run.hyperparameters or flatten(run.config)
-    return {k: v if isinstance(v, bool | int | float | str) else str(v) for k, v in leaves.items()}

@@ -92,6 +92,37 @@ class Counting:
         return EvalResult({"success_rate": weights.double().sin().sum().item()}, [], None, 10.0)
 
 
+class CountingCollector:
+    """A collector that only notes before which updates it was asked."""
+
+    def __init__(self) -> None:
+        self.collected: list[int] = []
+        self.finished: list[int] = []
+
+    def collect(self, step: int, stop: Callable[[], bool]) -> dict[str, float]:
+        self.collected.append(step)
+        return {}
+
+    def finish(self, step: int, stop: Callable[[], bool]) -> dict[str, float]:
+        self.finished.append(step)
+        return {}
+
+    def clear(self) -> None:
+        self.collected = []
+
+    def checkpointed(self, step: int, kept: Sequence[int]) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"collected": list(self.collected)}
+
+    def load_state_dict(self, state: dict[str, Any], /) -> None:
+        self.collected = list(state["collected"])
+
+
 def trainer(
     folder: Path,
     *,

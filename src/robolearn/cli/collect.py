@@ -183,7 +183,7 @@ def _run(cfg: DictConfig, simulator: Any, recorder: Any, collection: Any, stop: 
 
 
 def _rollouts(cfg: DictConfig, simulator: Any, recorder: Any) -> Any:
-    from robolearn.agent import Agent
+    from robolearn.agent import AgentFactory
     from robolearn.checkpoints.load import PretrainedCheckpoint
     from robolearn.checkpoints.locate import locate
     from robolearn.collecting.collection import PolicyEpisodeSource
@@ -194,7 +194,8 @@ def _rollouts(cfg: DictConfig, simulator: Any, recorder: Any) -> Any:
     device = pick_device(cfg.device)
     folder = locate("policy.path", cfg.policy.path)
     check_same_spec(PretrainedCheckpoint(folder).spec(simulator.spec.fps), simulator.spec)
-    agent = Agent(*load_policy(folder, device), device)
+    policy, normalizer = load_policy(folder, device)
+    agent = AgentFactory(normalizer, device)(policy)
     options = cfg.policy
     return PolicyEpisodeSource(
         simulator, agent, recorder, options.batch_size, cfg.seed, options.use_async_envs, cfg.action_noise,

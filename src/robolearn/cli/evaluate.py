@@ -141,7 +141,7 @@ def run_job(cfg: DictConfig) -> float | None:
 
 
 def _evaluate(cfg: DictConfig) -> float | None:
-    from robolearn.agent import Agent
+    from robolearn.agent import AgentFactory
     from robolearn.checkpoints.load import PretrainedCheckpoint
     from robolearn.config.build import AMP, build, load_policy
     from robolearn.config.devices import pick_acting_graph, pick_compile, pick_device, use_fast_kernels
@@ -156,8 +156,7 @@ def _evaluate(cfg: DictConfig) -> float | None:
     policy, normalizer = load_policy(checkpoint, device, cfg)
     evaluator = build("eval", cfg, env=build("env", cfg))
     words = task_prompts(policy, evaluator, PretrainedCheckpoint(checkpoint).spec().tasks)
-    agent = Agent(
-        policy,
+    make_agent = AgentFactory(
         normalizer,
         device,
         AMP[cfg.amp_dtype] if cfg.use_amp else None,
@@ -165,7 +164,7 @@ def _evaluate(cfg: DictConfig) -> float | None:
         cuda_graph=pick_acting_graph(cfg.cuda_graph, device, policy),
         compile=pick_compile(cfg.compile, device),
     )
-    result = evaluator(agent, folder)
+    result = evaluator(make_agent(policy), folder)
     width = max(map(len, result.scalars), default=0)
     for name, value in result.scalars.items():
         print(f"{name:<{width}}  {value:.4g}")

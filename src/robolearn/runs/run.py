@@ -80,6 +80,11 @@ class Run:
         """Whether the folder holds a run already."""
         return holds_run(self.folder)
 
+    def hparams(self) -> dict[str, bool | int | float | str]:
+        """What distinguishes this run from others, as TensorBoard takes it."""
+        leaves = self.hyperparameters or flatten(self.config)
+        return {k: v if isinstance(v, bool | int | float | str) else str(v) for k, v in leaves.items()}
+
     def check_same(self) -> None:
         """Refuse to go on with a run of another configuration.
 
