@@ -5,11 +5,9 @@ import errno
 import json
 import logging
 import os
-import random
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from fakes.training import SPEC, Line, status, trained
@@ -354,32 +352,3 @@ def test_a_full_disk_is_told_also_by_what_writes_curves(small_disk: Path) -> Non
     (small_disk / "large").write_bytes(bytes((2 << 20) - (64 << 10)))
     with pytest.raises(UserError, match=r"The disk is full: .*/run could not be written; make room and start again"):
         trained(small_disk / "run", steps=2000, log=1, checkpoint=False)
-
-
-# Generators
-
-
-def draw() -> list[Any]:
-    """A number of every generator, also of those that draw in pairs."""
-    python = [random.random(), random.gauss(0, 1)]
-    numpy = [np.random.rand(), np.random.standard_normal()]
-    return [*python, *numpy, *torch.rand(3).tolist()]
-
-
-def test_every_generator_goes_on_where_it_was(tmp_path: Path) -> None:
-    draw()
-    torch.save(store.get_rng_state(), tmp_path / "random.pt")
-    expected = [draw(), draw()]
-    random.seed(99)
-    np.random.seed(99)
-    torch.manual_seed(99)
-    store.set_rng_state(torch.load(tmp_path / "random.pt", weights_only=True))
-    assert [draw(), draw()] == expected
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_the_gpus_generator_goes_on_where_it_was() -> None:
-    state = store.get_rng_state()
-    expected = torch.rand(3, device="cuda")
-    store.set_rng_state(state)
-    assert torch.equal(torch.rand(3, device="cuda"), expected)

@@ -19,7 +19,7 @@ from robolearn.policies.base import Policy
 from robolearn.policies.diffusion import DiffusionPolicy
 from robolearn.policies.tdmpc.tdmpc import TdmpcPolicy
 from robolearn.policies.vqbet import VqbetPolicy
-from robolearn.rollouts.evaluation import seeded
+from robolearn.rng import isolated_rng
 from robolearn.training.cuda_graph import CudaGraphed
 from robolearn.training.metrics import TrainMetrics
 from robolearn.training.schedules import diffusers_schedule
@@ -230,7 +230,7 @@ def test_acting_with_a_graph_is_acting_without(policy: Any, amp: torch.dtype | N
     seen = {key: np.random.rand(3, *f.shape).astype(np.float32) for key, f in spec.observation.items()}
 
     def acts(agent: Agent) -> np.ndarray:
-        with seeded(7):
+        with isolated_rng(7):
             agent.reset()
             return np.stack([agent(seen) for _ in range(4 * start.spec.n_action_steps)])
 

@@ -11,7 +11,7 @@ from fakes.fake_env import reach_env
 
 from robolearn.envs import PushT
 from robolearn.episodes import RolloutInterrupted
-from robolearn.rollouts.evaluation import Evaluator, seeded, wilson_interval
+from robolearn.rollouts.evaluation import Evaluator, wilson_interval
 from robolearn.rollouts.video_recorder import grid, mp4, shrink
 
 
@@ -88,15 +88,6 @@ def test_randomness_is_left_alone_by_an_evaluation_that_fails(tmp_path):
     assert before[2] == random.getstate()
     assert not list(tmp_path.glob("*.mp4")), "no part of a video stays"
     assert not list(tmp_path.glob(".*"))
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_the_generators_of_gpus_are_left_alone():
-    torch.cuda.init()
-    before = torch.cuda.get_rng_state()
-    with seeded(3):
-        torch.rand(2, device="cuda")
-    assert torch.equal(before, torch.cuda.get_rng_state())
 
 
 def frames_of(path) -> np.ndarray:

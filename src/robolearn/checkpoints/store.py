@@ -3,13 +3,11 @@
 import dataclasses
 import json
 import logging
-import random
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
-import numpy as np
 import torch
 import xxhash
 from annotated_types import Ge
@@ -220,34 +218,6 @@ def verified(folder: Path) -> Path:
             f"The checkpoint {folder} is damaged ({error}); use another one of the run.", key=str(folder)
         ) from None
     return folder
-
-
-def get_rng_state() -> dict[str, Any]:
-    """The state of every source of randomness, in plain containers."""
-    kind, keys, position, has_gauss, gauss = np.random.get_state()  # noqa: NPY002 (third-party code draws from it)
-    state: dict[str, Any] = {
-        "python": random.getstate(),
-        "numpy": (kind, torch.from_numpy(np.asarray(keys).copy()), position, has_gauss, gauss),
-        "torch": torch.get_rng_state(),
-    }
-    if torch.cuda.is_available():
-        state["cuda"] = torch.cuda.get_rng_state_all()
-    if torch.backends.mps.is_available():
-        state["mps"] = torch.mps.get_rng_state()
-    return state
-
-
-def set_rng_state(state: Mapping[str, Any]) -> None:
-    """Restore what `get_rng_state` gave."""
-    version, numbers, gauss = state["python"]
-    random.setstate((version, tuple(numbers), gauss))
-    kind, keys, *rest = state["numpy"]
-    np.random.set_state((kind, keys.numpy(), *rest))
-    torch.set_rng_state(state["torch"])
-    if "cuda" in state and torch.cuda.device_count() == len(state["cuda"]):
-        torch.cuda.set_rng_state_all(state["cuda"])
-    if "mps" in state and torch.backends.mps.is_available():
-        torch.mps.set_rng_state(state["mps"])
 
 
 def _joined(models: Mapping[str, nn.Module]) -> dict[str, torch.Tensor]:

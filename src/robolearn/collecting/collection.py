@@ -18,7 +18,7 @@ from robolearn.data.lerobot_format.writer import DatasetWriter
 from robolearn.envs.factory import EnvFactory
 from robolearn.episodes import Actor, Episode, Observation, RolloutInterrupted
 from robolearn.errors import UserError
-from robolearn.rollouts.evaluation import seeded
+from robolearn.rng import isolated_rng
 from robolearn.rollouts.rollout import rollout
 from robolearn.runs.run import flatten
 from robolearn.system.files import is_full
@@ -267,7 +267,7 @@ class PolicyEpisodeSource:
                 seeds = range(start, start + self.batch_size)
                 actor = _NoisyActor(self.agent, [Noise(self.noise, env.single_action_space, each) for each in seeds])
                 try:
-                    with seeded(start):
+                    with isolated_rng(start):
                         episodes = rollout(env, actor, seeds, keep_observations=True, stop=stop)
                 except RolloutInterrupted:
                     return

@@ -1,11 +1,9 @@
 """From a composed configuration to objects: the parts of a run, and its trainer."""
 
-import random
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
@@ -26,6 +24,7 @@ from robolearn.envs import check_same_spec
 from robolearn.errors import UserError, one_line
 from robolearn.normalize import Normalizer
 from robolearn.policies.base import Policy
+from robolearn.rng import seed_all
 from robolearn.rollouts.task_prompts import TaskEmbeddings, task_prompts
 from robolearn.runs.logger import NullLogger
 from robolearn.runs.run import Run
@@ -145,13 +144,6 @@ def load_policy(folder: Path, device: torch.device, cfg: DictConfig | None = Non
     return policy.to(device).eval(), normalizer.to(device)
 
 
-def seed_everything(seed: int) -> None:
-    """Seed every source of randomness of this process."""
-    random.seed(seed)
-    np.random.seed(seed % 2**32)  # noqa: NPY002 (third-party code draws from it)
-    torch.manual_seed(seed)
-
-
 def normalization_stats(dataset: FrameDataset, policy: Policy) -> tuple[Stats, list[Stats] | None]:
     """The statistics that actions are unnormalised with, and those of each dataset where each has its own.
 
@@ -228,7 +220,7 @@ def build_trainer(cfg: DictConfig, run: Run, world: World | None = None) -> Trai
     world = world or World()
     device = pick_device(cfg.device, world)
     use_fast_kernels(device)
-    seed_everything(cfg.seed)
+    seed_all(cfg.seed)
     dataset = build_dataset(cfg)
     env = build("env", cfg)
     if env is not None:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from robolearn.data.loader import Loader
 from robolearn.data.replay_buffer import ReplayBuffer
-from robolearn.data.sampling import fold_seed
+from robolearn.rng import fold_seed
 from robolearn.types import Batch, Window
 
 

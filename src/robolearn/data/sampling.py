@@ -2,11 +2,11 @@
 
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from robolearn.errors import UserError
+from robolearn.rng import fold_seed
 
 
 class BatchSampler:
@@ -102,12 +102,6 @@ class ShardedSampler:
     def __getitem__(self, k: int) -> Tensor:
         """The indices of this share of batch k, in the batch's order: int64 (batch_size / size,)."""
         return self._sampler[k].chunk(self._size)[self._rank]
-
-
-def fold_seed(seed: int, number: int) -> int:
-    """A seed of 63 bits that shares nothing with those of neighbouring seeds and numbers."""
-    word = np.random.SeedSequence([seed & 0xFFFFFFFFFFFFFFFF, number]).generate_state(1, np.uint64)[0]
-    return int(word >> np.uint64(1))
 
 
 def _apportion(total: int, weights: Sequence[float]) -> list[int]:

@@ -1,22 +1,21 @@
 """How well an agent does in a simulator."""
 
 import math
-import random
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
-import torch
 from annotated_types import Ge
 from tqdm import tqdm
 
 from robolearn.envs.factory import EnvFactory
 from robolearn.episodes import Actor, Episode, FrameSink
 from robolearn.errors import UserError
+from robolearn.rng import isolated_rng
 from robolearn.rollouts.rollout import rollout
 from robolearn.rollouts.video_recorder import grid, mp4, shrink
 from robolearn.system.files import write_json
@@ -106,7 +105,7 @@ class Evaluator:
             folder.mkdir(parents=True, exist_ok=True)
             with VideoRecorder(folder, self.env.fps) as recorder:
                 start = time.perf_counter()
-                with seeded(self.seed):
+                with isolated_rng(self.seed):
                     episodes = self._episodes(agent, recorder, stop)
                 seconds = time.perf_counter() - start
                 video = recorder.grid()
@@ -238,25 +237,6 @@ def wilson_interval(successes: int, n: int, confidence: float = 0.95) -> tuple[f
 
     interval = binomtest(successes, n).proportion_ci(confidence, "wilson")
     return float(interval.low), float(interval.high)
-
-
-@contextmanager
-def seeded(seed: int) -> Iterator[None]:
-    """Seed the global generators of Python, numpy and torch, on every device in use; put them back at the end."""
-    python, numpy = random.getstate(), np.random.get_state()
-    mps = torch.mps.get_rng_state() if torch.backends.mps.is_available() else None
-    gpus = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []
-    try:
-        with torch.random.fork_rng(gpus):
-            torch.manual_seed(seed)
-            random.seed(seed)
-            np.random.seed(seed % 2**32)
-            yield
-    finally:
-        random.setstate(python)
-        np.random.set_state(numpy)
-        if mps is not None:
-            torch.mps.set_rng_state(mps)
 
 
 def _rows(episodes: Sequence[Episode], videos: Sequence[str]) -> list[dict[str, Any]]:

@@ -17,7 +17,7 @@ from robolearn.envs.factory import EnvFactory
 from robolearn.envs.vector import VectorEnv
 from robolearn.episodes import Episode, RolloutInterrupted
 from robolearn.policies.base import Policy
-from robolearn.rollouts.evaluation import seeded
+from robolearn.rng import isolated_rng
 from robolearn.rollouts.rollout import rollout
 from robolearn.system.workers import Worker
 
@@ -58,7 +58,7 @@ class VectorEnvFactory:
     def run(self, vector: VectorEnv, agent: Agent, seeds: Sequence[int], stop: Callable[[], bool]) -> list[Episode]:
         """An episode for each seed; they depend on the weights, the seeds and `batch_size` alone."""
         episodes: list[Episode] = []
-        with seeded(seeds[0]):
+        with isolated_rng(seeds[0]):
             for first in range(0, len(seeds), self.batch_size):
                 part = seeds[first : first + self.batch_size]
                 episodes += rollout(vector, agent, part, keep_observations=True, stop=stop)
