@@ -1,6 +1,10 @@
-"""The one exception that means: the user can fix this, and the message says how. Imports nothing of the project."""
+"""The exception for mistakes that a user can fix, and the phrases of its messages.
+
+This module imports no other of robolearn, and only it looks for similar names or shortens other exceptions' messages.
+"""
 
 import difflib
+import traceback
 from collections.abc import Collection, Iterable
 
 
@@ -58,6 +62,34 @@ def did_you_mean(name: str, names: Iterable[str], cutoff: float = 0.6) -> str:
     return f" (did you mean '{match}'?)" if match else ""
 
 
-def one_line(error: BaseException) -> str:
-    """The message of an exception on one line, without a full stop; its class where it has no message."""
-    return " ".join(str(error).split()).rstrip(".") or type(error).__name__
+def one_line(error: BaseException, limit: int | None = None) -> str:
+    """The message of an exception on one line, without a full stop; its class where it has no message.
+
+    Args:
+        error: What was raised.
+        limit: The most characters of the message.
+    """
+    return " ".join(str(error).split())[:limit].rstrip(".") or type(error).__name__
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an exception's message, without a full stop; its class where it has no message.
+
+    For errors of libraries such as torch and FFmpeg, whose further lines are a report.
+    """
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].strip().rstrip(".")
+
+
+def with_class(error: BaseException) -> str:
+    """The class and the first line of an exception's message, as the last line of a traceback shows them."""
+    return f"{type(error).__name__}: {first_line(error)}" if str(error).strip() else type(error).__name__
+
+
+def describe_exception(error: BaseException) -> str:
+    """The class and message of an exception from a user's own code, and the file and line that raised it."""
+    message = one_line(error) if str(error).strip() else "no message"
+    if len(message) > 300:
+        message = message[:300] + "…"
+    frames = traceback.extract_tb(error.__traceback__)
+    location = f" ({frames[-1].filename}:{frames[-1].lineno})" if frames else ""
+    return f"{type(error).__name__}: {message}{location}"

@@ -24,7 +24,7 @@ from hydra_plugins.hydra_submitit_launcher.config import BaseQueueConf, LocalQue
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from robolearn.cli.entry import exit_with
-from robolearn.errors import UserError, one_line
+from robolearn.errors import UserError, first_line, one_line, with_class
 from robolearn.sweeps import launch_failures
 from robolearn.system import slurm
 
@@ -212,7 +212,8 @@ class Launcher:
         if run.result.status == JobStatus.COMPLETED:
             log.info("#%d is finished: %s", run.index, run.folder.name)
             return
-        error, stderr = _first_line(run.result._return_value), run.job.paths.stderr
+        error, stderr = run.result._return_value, run.job.paths.stderr
+        error = first_line(error) if isinstance(error, UserError) else with_class(error)
         log.error("#%d failed: %s: %s; log: %s", run.index, run.folder.name, error, stderr)
         if not (run.folder / "status.json").exists():
             # The run did not start: imports failed, or the node lacks the environment.
@@ -229,13 +230,6 @@ class Launcher:
             )
             raise SystemExit(1)
         log.info("All %d runs are finished; robolearn-sweep %s shows them.", len(runs), folder)
-
-
-def _first_line(error: Any) -> str:
-    """The exception that ended a run, in the form that its status has."""
-    lines = str(error).strip().splitlines() or [""]
-    line = lines[0] if isinstance(error, UserError) else f"{type(error).__name__}: {lines[0]}"
-    return line.rstrip(".")
 
 
 class SlurmLauncher(Launcher, submitit_launcher.SlurmLauncher):

@@ -14,9 +14,8 @@ import numpy as np
 
 from robolearn.collecting.experts.expert import Demonstrator
 from robolearn.data.lerobot_format.recorder import EpisodeRecord, Recorder
-from robolearn.envs.wrappers import describe_exception
 from robolearn.episodes import Episode, Observation
-from robolearn.errors import UserError
+from robolearn.errors import UserError, describe_exception
 from robolearn.system.workers import Worker, wait_any
 
 

@@ -8,7 +8,7 @@ from annotated_types import Ge
 from torch import Tensor
 from torchvision.transforms import v2
 
-from robolearn.errors import UserError, did_you_mean
+from robolearn.errors import UserError, did_you_mean, one_line
 from robolearn.types import Batch, Spec
 
 Transform = Callable[[Tensor], Tensor]
@@ -97,9 +97,9 @@ class ImageTransforms:
                 try:
                     changed = transform(images)
                 except (RuntimeError, TypeError, ValueError) as error:
-                    reason = " ".join(str(error).split()).rstrip(".")
                     raise UserError(
-                        f"{key_path} does not take the images of {key} {feature.shape}: {reason}.", key=key_path
+                        f"{key_path} does not take the images of {key} {feature.shape}: {one_line(error)}.",
+                        key=key_path,
                     ) from error
                 if changed.shape != images.shape or changed.dtype != images.dtype:
                     raise UserError(

@@ -18,7 +18,7 @@ from robolearn.data.protocols import FrameSource
 from robolearn.data.video.placement import choose_tier
 from robolearn.data.window import WindowGather
 from robolearn.episodes import Episode
-from robolearn.errors import UserError
+from robolearn.errors import UserError, one_line
 from robolearn.system.files import disk_full_as_user_error, write_bytes
 from robolearn.types import Batch, Feature, Spec, Window
 
@@ -209,7 +209,7 @@ class ReplayBuffer(FrameSource):
         except (OSError, SafetensorError) as error:
             raise UserError(
                 f"The collected episode {file}, which the checkpoint refers to, can't be read "
-                f"({' '.join(str(error).split())[:100]}); remove the newest checkpoint or give another output_dir.",
+                f"({one_line(error, 100)}); remove the newest checkpoint or give another output_dir.",
                 key=str(file),
             ) from error
 

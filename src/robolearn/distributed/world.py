@@ -16,6 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from robolearn import rng
 from robolearn.data.sampling import BatchSampler, ShardedSampler
+from robolearn.errors import with_class
 
 log = logging.getLogger(__name__)
 
@@ -117,7 +118,7 @@ class World:
         try:
             value = function()
         except Exception as error:
-            self._told((None, f"the first process ended: {_line(error)}"))
+            self._told((None, f"the first process ended: {with_class(error)}"))
             raise
         self._told((value, None))
         return value
@@ -194,7 +195,7 @@ class World:
 
     def _leave_word(self, error: Exception) -> None:
         with suppress(Exception):  # the store is the first process's and may be gone with it
-            _store().set("failed", f"process {self.rank} on {socket.gethostname()} failed: {_line(error)}")
+            _store().set("failed", f"process {self.rank} on {socket.gethostname()} failed: {with_class(error)}")
 
     def _word_of_another(self) -> str:
         """What a process that failed said of itself."""
@@ -252,8 +253,3 @@ def _is_of_a_dead_peer(error: BaseException) -> bool:
     words = ("closed by peer", "reset by peer", "broken pipe", "timed out", "connection refused", "recvbytes")
     text = str(error).lower()
     return isinstance(error, dist.DistError) or any(word in text for word in words)
-
-
-def _line(error: BaseException) -> str:
-    text = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {text[0] if text else ''}"

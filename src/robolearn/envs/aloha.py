@@ -5,8 +5,8 @@ from typing import Annotated, Literal, get_args
 
 from annotated_types import Ge, Gt
 
-from robolearn.envs.packaged import PackagedMujocoEnv, RenderMode, check_choice
-from robolearn.errors import UserError
+from robolearn.envs.packaged import PackagedMujocoEnv, RenderMode
+from robolearn.errors import UserError, one_of
 
 ObsType = Literal["pixels_agent_pos", "pixels", "environment_state_agent_pos", "state"]
 CAMERAS = ("top", "angle", "front_close", "left_pillar", "right_pillar")
@@ -74,7 +74,7 @@ class Aloha(PackagedMujocoEnv):
                 "env.cameras=[] names none; an obs_type without images is env.obs_type=state.", key="env.cameras"
             )
         for camera in cameras:
-            check_choice("env.cameras", camera, CAMERAS)
+            one_of("env.cameras", camera, CAMERAS)
         super().__init__(
             package="gym_aloha",
             task=task,

@@ -9,8 +9,7 @@ import re
 import sys
 from collections.abc import Mapping
 
-from robolearn.envs.wrappers import describe_exception
-from robolearn.errors import UserError
+from robolearn.errors import UserError, describe_exception
 
 EGL = "libegl1 libegl-mesa0 libgl1-mesa-dri"
 

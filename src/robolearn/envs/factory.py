@@ -12,8 +12,8 @@ from gymnasium import spaces
 
 from robolearn.envs.dependencies import display_error_message, import_package, is_display_error, missing
 from robolearn.envs.vector import VectorEnv, make_vector_env
-from robolearn.envs.wrappers import FlattenToDatasetKeys, FreezeAfterEpisodeEnd, SuccessWrapper, describe_exception
-from robolearn.errors import UserError, closest_match
+from robolearn.envs.wrappers import FlattenToDatasetKeys, FreezeAfterEpisodeEnd, SuccessWrapper
+from robolearn.errors import UserError, closest_match, describe_exception
 from robolearn.system.workers import limit_threads
 from robolearn.types import Feature, Spec, kind_of
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
 from robolearn.envs.factory import EnvFactory
-from robolearn.errors import UserError, closest_match
+from robolearn.errors import UserError, one_of
 
 RenderMode = Literal["rgb_array"]
 
@@ -48,7 +48,7 @@ class PackagedEnv(EnvFactory):
         environ: Mapping[str, str] | None = None,
         instruction: str | None = None,
     ) -> None:
-        check_choice("env.obs_type", obs_type, self.obs_types)
+        one_of("env.obs_type", obs_type, self.obs_types)
         if "pixels" in obs_type and render_mode != "rgb_array":
             raise UserError(f"env.obs_type={obs_type} needs env.render_mode=rgb_array.", key="env.render_mode")
         super().__init__(
@@ -73,7 +73,7 @@ class PackagedMujocoEnv(PackagedEnv):
     render_qualities = ("fast", "full")
 
     def __init__(self, *, render_quality: str, kwargs: Mapping[str, Any] | None = None, **options: Any) -> None:
-        check_choice("env.render_quality", render_quality, self.render_qualities)
+        one_of("env.render_quality", render_quality, self.render_qualities)
         environ = {"MUJOCO_GL": "egl"} if sys.platform.startswith("linux") else {}
         super().__init__(kwargs={**(kwargs or {}), "render_quality": render_quality}, environ=environ, **options)
 
@@ -82,14 +82,3 @@ class PackagedMujocoEnv(PackagedEnv):
         """The render quality, where images are observed."""
         sees = "pixels" in self.kwargs["obs_type"]
         return {"render_quality": self.kwargs["render_quality"]} if sees else {}
-
-
-def check_choice(key: str, value: str, choices: tuple[str, ...]) -> None:
-    """Refuse a value that is none of the choices.
-
-    Raises:
-        UserError: It is none of them.
-    """
-    if value not in choices:
-        nearest = closest_match(value, choices, cutoff=0)
-        raise UserError(f"{key}={value} is none of {', '.join(choices)} (did you mean {nearest}?)", key=key)

@@ -4,7 +4,6 @@ Nothing here imports torch, so that the worker processes of asynchronous environ
 """
 
 import logging
-import traceback
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -13,7 +12,7 @@ import numpy as np
 from gymnasium import spaces
 
 from robolearn.episodes import Observation
-from robolearn.errors import UserError
+from robolearn.errors import UserError, describe_exception
 from robolearn.types import kind_of
 
 log = logging.getLogger(__name__)
@@ -186,16 +185,6 @@ class FreezeAfterEpisodeEnd(gym.Wrapper):
             raise UserError(
                 f"The simulator {self._name} failed {where} of the episode with seed {self._seed}: {reason}.", key="env"
             ) from error
-
-
-def describe_exception(error: BaseException) -> str:
-    """An exception's type, message and source line, on one line."""
-    message = " ".join(str(error).split()) or "no message"
-    if len(message) > 300:
-        message = message[:300] + "…"
-    frames = traceback.extract_tb(error.__traceback__)
-    location = f" ({frames[-1].filename}:{frames[-1].lineno})" if frames else ""
-    return f"{type(error).__name__}: {message.rstrip('.')}{location}"
 
 
 def _leaves(value: Any, space: spaces.Space, prefix: str = "") -> Iterator[tuple[str, Any]]:

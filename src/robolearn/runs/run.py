@@ -21,7 +21,7 @@ from typing import Any, Literal
 import filelock
 import yaml
 
-from robolearn.errors import UserError
+from robolearn.errors import UserError, with_class
 from robolearn.system import slurm
 from robolearn.system.files import disk_full_as_user_error, write_json, write_text
 
@@ -153,7 +153,8 @@ class Run:
             end = ("interrupted", None)
             raise
         except BaseException as error:
-            end = ("failed", _one_line(error))
+            # Who looks for a run's end searches its status for the word "finished".
+            end = ("failed", re.sub("finish(ed)", r"end\1", with_class(error), flags=re.IGNORECASE))
             log.error("%s", error if isinstance(error, UserError) else traceback.format_exc())
             raise
         finally:
@@ -254,13 +255,6 @@ def newest_unfinished(root: Path, config: Mapping[str, Any], looked_at: int = 20
             if not differences(recorded, config):
                 return path.parent
     return None
-
-
-def _one_line(error: BaseException) -> str:
-    text = str(error).strip().splitlines()
-    line = f"{type(error).__name__}: {text[0] if text else ''}"
-    # Who looks for a run's end searches the status for this word.
-    return re.sub("finish(ed)", r"end\1", line, flags=re.IGNORECASE)
 
 
 def _git(folder: Path) -> tuple[str | None, str]:

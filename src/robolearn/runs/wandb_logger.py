@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import yaml
 
-from robolearn.errors import UserError
+from robolearn.errors import UserError, one_line
 from robolearn.system.files import write_text
 
 log = logging.getLogger(__name__)
@@ -125,10 +125,11 @@ class WandbLogger:
                 settings=wandb.Settings(console="off", silent=True),
             )
         except Error as error:
-            reason = " ".join(str(error).split()).rstrip(".")
             raise UserError(
-                f"logger.wandb.mode={self.mode}: Weights & Biases cannot be reached or refuses the run ({reason}); "
-                "mend that, or set logger.wandb.mode=offline."
+                f"logger.wandb.mode={self.mode}: Weights & Biases cannot be reached or refuses the run "
+                f"({one_line(error)})",
+                key="logger.wandb.mode",
+                fix="fix that, or set logger.wandb.mode=offline",
             ) from error
         run.define_metric("step")
         run.define_metric("*", step_metric="step")

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
+from robolearn.errors import first_line
 from robolearn.types import Batch
 
 log = logging.getLogger(__name__)
@@ -68,7 +69,7 @@ class CudaGraphed:
                 self._graphs.clear()
                 # What a function did wrong is hidden behind what that did to the capture.
                 cause = error.__context__ if isinstance(error.__context__, RuntimeError) else error
-                reason = str(cause).splitlines()[0]
+                reason = first_line(cause)
                 log.warning("%s runs without a CUDA graph, several times slower: %s", self.name, reason)
                 return self.function(batches)
         return graph(batches)

@@ -6,7 +6,6 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 
 from robolearn import rng
-from robolearn.checkpoints.store import get_rng_state, set_rng_state
 from robolearn.distributed.world import World
 from robolearn.errors import UserError
 
@@ -78,13 +77,13 @@ class RngState:
 
     def state_dict(self) -> dict[str, Any]:
         """The generators of each process, and the one that is in the same state in all of them."""
-        return {"processes": self.world.all_gather_object(get_rng_state()), "shared": rng.get_state()}
+        return {"processes": self.world.all_gather_object(rng.get_rng_state()), "shared": rng.get_shared_state()}
 
     def load_state_dict(self, state: Mapping[str, Any], /) -> None:
         """Restore them, also from more or fewer processes; those that were not there are seeded anew."""
         processes = state["processes"]
-        set_rng_state(processes[0])
+        rng.set_rng_state(processes[0])
         self.shard()
-        rng.set_state(state["shared"], self.device)
+        rng.set_shared_state(state["shared"], self.device)
         if 0 < self.world.rank < len(processes):
-            set_rng_state(processes[self.world.rank])
+            rng.set_rng_state(processes[self.world.rank])

@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from robolearn.errors import UserError
+from robolearn.errors import UserError, first_line
 
 
 def find_root(repo_id: str | None, root: str | None, revision: str | None, download: bool) -> Path:
@@ -99,7 +99,7 @@ def _download(repo_id: str | None, revision: str | None, folder: Path | None) ->
             f"dataset.repo_id={repo_id} is no hub id, which reads NAME/DATASET.", key="dataset.repo_id"
         ) from None
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+        reason = first_line(error)
         raise UserError(
             f"Dataset {repo_id!r} could not be fetched from the hub ({reason}): look at dataset.repo_id and the "
             "network, or name a folder that holds it by dataset.root=FOLDER.",

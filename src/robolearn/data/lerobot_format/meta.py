@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from robolearn.data.lerobot_format.stats import RawStats, aggregate, parse_stats
-from robolearn.errors import UserError
+from robolearn.errors import UserError, first_line
 
 VERSIONS = ("v2.0", "v2.1", "v3.0")
 IMAGE_DTYPES = ("video", "image")
@@ -176,9 +176,8 @@ def read_table(path: Path, columns: list[str] | None = None, episode: int | None
     except FileNotFoundError:
         raise UserError(f"{where} is missing: fetch or write the dataset again.", key=str(path)) from None
     except (pa.ArrowException, OSError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(
-            f"{where} cannot be read as parquet ({reason}): fetch the dataset again.", key=str(path)
+            f"{where} cannot be read as parquet ({first_line(error)}): fetch the dataset again.", key=str(path)
         ) from None
 
 

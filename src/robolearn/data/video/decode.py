@@ -16,7 +16,7 @@ import av.error
 import numpy as np
 from av.video.reformatter import VideoReformatter
 
-from robolearn.errors import UserError
+from robolearn.errors import UserError, first_line, one_line
 
 WriteFrame = Callable[[int, np.ndarray], None]
 """Takes a row of the output and its image, uint8 (C, H, W)."""
@@ -131,7 +131,8 @@ def _open(wanted: FrameRequest) -> Any:
 
 
 def _reason(error: Exception) -> str:
-    return (getattr(error, "strerror", None) or str(error) or type(error).__name__).rstrip(".")
+    # FFmpeg's messages name the file again, which the sentence has already.
+    return (getattr(error, "strerror", None) or one_line(error)).rstrip(".")
 
 
 def _plan(wanted: FrameRequest, tolerance_s: float, workers: int) -> list[DecodeSpan]:
@@ -236,7 +237,7 @@ def decode_torchcodec(
         from torchcodec.decoders import VideoDecoder  # pyright: ignore[reportMissingImports]
     except (ImportError, RuntimeError, OSError) as error:
         raise UserError(
-            f"dataset.video_backend=torchcodec cannot be loaded ({str(error).splitlines()[0]}): install "
+            f"dataset.video_backend=torchcodec cannot be loaded ({first_line(error)}): install "
             "torchcodec and FFmpeg's libraries, or use dataset.video_backend=av.",
             key="dataset.video_backend",
         ) from None
@@ -252,7 +253,7 @@ def decode_torchcodec(
         try:
             decoder = VideoDecoder(str(wanted.file), seek_mode="exact", num_ffmpeg_threads=1)
         except (ValueError, RuntimeError, OSError) as error:
-            raise request_error(wanted, None, f"is missing, truncated or no video ({_first_line(error)})") from None
+            raise request_error(wanted, None, f"is missing, truncated or no video ({first_line(error)})") from None
         order = np.argsort(wanted.times, kind="stable")
         fps = float(decoder.metadata.average_fps or 1.0)
         for first in range(0, len(order), 64):
@@ -261,7 +262,7 @@ def decode_torchcodec(
             try:
                 frames = decoder.get_frames_played_at(asked)
             except (ValueError, RuntimeError, IndexError) as error:
-                reason = f"does not decode, or ends before a wanted frame ({_first_line(error)})"
+                reason = f"does not decode, or ends before a wanted frame ({first_line(error)})"
                 raise request_error(wanted, int(part[-1]), reason) from None
             _match_found(wanted, part, frames.pts_seconds.numpy(), tolerance_s)
             images = frames.data.numpy()
@@ -275,10 +276,6 @@ def decode_torchcodec(
     with ThreadPoolExecutor(cpu_count(), thread_name_prefix="decode") as pool:
         for _ in pool.map(one_file, requests):
             pass
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
 
 
 def _match_found(wanted: FrameRequest, part: np.ndarray, found: np.ndarray, tolerance_s: float) -> None:

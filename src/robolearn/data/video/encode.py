@@ -16,7 +16,7 @@ import av
 import av.error
 import numpy as np
 
-from robolearn.errors import UserError
+from robolearn.errors import UserError, one_of
 
 Codec = Literal["libx264", "libsvtav1"]
 
@@ -56,8 +56,7 @@ class VideoEncoder:
     crf: int = 18
 
     def __post_init__(self) -> None:
-        if self.codec not in CODEC_OPTIONS:
-            raise UserError(f"video_codec={self.codec} is none of {', '.join(CODEC_OPTIONS)}.", key="video_codec")
+        one_of("video_codec", self.codec, CODEC_OPTIONS)
         if not 0 <= self.crf <= (51 if self.codec == "libx264" else 63):
             raise UserError(
                 f"video_crf={self.crf} is out of {self.codec}'s range; 18 is close to lossless.", key="video_crf"

@@ -1,10 +1,9 @@
 """Rules between the options of pi0, each answered in one sentence."""
 
-import difflib
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from robolearn.errors import UserError
+from robolearn.errors import UserError, did_you_mean, one_of
 from robolearn.normalize import Mode
 from robolearn.types import Kind, Spec
 
@@ -32,8 +31,7 @@ def at_least(least: int, **values: int) -> None:
 
 def choice(name: str, value: str, choices: Collection[str]) -> None:
     """Options of which there are a few."""
-    if value not in choices:
-        raise UserError(f"policy.{name}={value} is none of {', '.join(choices)}{_hint(value, choices)}.")
+    one_of(f"policy.{name}", value, choices)
 
 
 def frozen(freeze_vision_encoder: bool, train_expert_only: bool) -> None:
@@ -138,14 +136,8 @@ def sizes(
 def _merged(name: str, given: Mapping[str, Any] | None, published: Mapping[str, Any]) -> dict[str, Any]:
     for key, value in (given or {}).items():
         if key not in published:
-            raise UserError(
-                f"policy.{name}.{key}: there is no such size, only {', '.join(published)}{_hint(key, published)}."
-            )
+            meant = did_you_mean(key, published)
+            raise UserError(f"policy.{name}.{key}: there is no such size, only {', '.join(published)}{meant}.")
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise UserError(f"policy.{name}.{key}={value} must be a whole number, at least 1.")
     return {**published, **(given or {})}
-
-
-def _hint(name: str, names: Collection[str]) -> str:
-    near = difflib.get_close_matches(name, names, n=1)
-    return f" (did you mean '{near[0]}'?)" if near else ""

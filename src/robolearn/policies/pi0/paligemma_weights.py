@@ -8,7 +8,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from robolearn.errors import UserError
+from robolearn.errors import UserError, one_line
 
 # transformers has moved the parts about from version to version; files of all of them are read.
 NAMES = [
@@ -65,13 +65,12 @@ def find(name: str, download: bool) -> Path:
         try:
             folder = Path(snapshot_download(name, local_files_only=not download, allow_patterns=["*.safetensors*"]))
         except (HfHubHTTPError, HFValidationError, OSError) as error:
-            reason = " ".join(str(error).split())[:150].rstrip(".")
             way = (
                 "there is no such folder, nor is it a hub id that has been fetched before; give a folder with "
                 "PaliGemma's *.safetensors, or add policy.download=true"
             )
             if download:
-                way = f"it could not be fetched from the Hugging Face hub ({reason})"
+                way = f"it could not be fetched from the Hugging Face hub ({one_line(error, 150)})"
             raise UserError(f"policy.pretrained_paligemma={name}: {way}.") from error
     if not any(folder.glob("*.safetensors")):
         raise UserError(f"policy.pretrained_paligemma={name} holds no *.safetensors file; give the folder that does.")

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from robolearn.errors import UserError
+from robolearn.errors import UserError, one_line
 
 
 class Tokenizer:
@@ -61,7 +61,7 @@ class Tokenizer:
         return tokenizer
 
     def _why(self, local: bool, error: Exception) -> str:
-        reason = " ".join(str(error).split())[:150].rstrip(".")
+        reason = one_line(error, 150)
         if local:
             return f"policy.tokenizer={self.name} can't be read ({reason}); give the folder of another one."
         if self.download:
