@@ -145,7 +145,7 @@ def test_workers_survive_the_signals_of_a_cluster_and_end_with_the_vector():
 
 
 def test_values_are_checked_before_anything_is_imported():
-    assert "did you mean pixels_agent_pos?" in message(lambda: PushT(obs_type="pixel_agent_pos"))
+    assert "did you mean 'pixels_agent_pos'?" in message(lambda: PushT(obs_type="pixel_agent_pos"))
     assert "env.render_mode=rgb_array" in message(lambda: PushT(obs_type="pixels", render_mode=None))
 
 
