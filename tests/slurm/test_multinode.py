@@ -97,7 +97,7 @@ def test_a_dead_process_ends_the_job_with_an_error(cluster: dict[str, str], fold
         os.kill(process(2, str((status(run) or {})["job"])), signal.SIGKILL)
         code, told = end()
     assert code == 1
-    assert "another of the 4 processes died without a word" in told
+    assert "another of the 4 processes exited without an error message" in told
     assert (status(run) or {})["state"] == "failed"
 
 

@@ -1,4 +1,4 @@
-"""The processes that train one model together (torch.distributed): who is who, and what they agree on."""
+"""The processes that train one model together (torch.distributed): ranks, collectives and errors of peers."""
 
 import io
 import logging
@@ -22,25 +22,25 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-# An evaluation of the first process may take hours, in which the others wait for its word.
+# An evaluation in the main process may take hours, in which the others wait for its result.
 CONTROL_TIMEOUT = timedelta(days=2)
 ERROR_TIMEOUT_S = 5
-"""How long to wait for what a process that failed says of itself."""
+"""How long to wait for the error message of a process that failed."""
 
 
 class PeerError(Exception):
-    """Another process of the run ended, and with it this one."""
+    """Another process of the run failed, which ends this one too."""
 
 
 class World:
-    """This process among those that train one model; one that trains alone is the first of one.
+    """The process group of a run, seen from this process; of a process that trains alone, a group of one.
 
-    All of them have to call the methods in the same order, except `first`.
+    All processes have to call the methods in the same order, except `is_main_process`.
 
     Args:
-        rank: Which process this is, counted from 0.
-        size: How many there are.
-        local_rank: Which one of this machine.
+        rank: The index of this process.
+        size: The number of processes.
+        local_rank: The index of this process on its machine.
     """
 
     def __init__(self, rank: int = 0, size: int = 1, local_rank: int = 0) -> None:
@@ -50,7 +50,7 @@ class World:
 
     @classmethod
     def from_env(cls) -> "World":
-        """What torchrun's variables say of this process, or SLURM's where srun started several."""
+        """The group that torchrun's environment variables describe, or SLURM's where srun started several processes."""
         named = os.environ
         if "RANK" in named and "WORLD_SIZE" in named:
             return cls(int(named["RANK"]), int(named["WORLD_SIZE"]), int(named.get("LOCAL_RANK", 0)))
@@ -60,12 +60,12 @@ class World:
 
     @property
     def is_main_process(self) -> bool:
-        """Whether this is the process that writes, tells and evaluates."""
+        """Whether this is the process that writes files, logs and evaluates (rank 0)."""
         return self.rank == 0
 
     @contextmanager
     def process_group(self) -> Iterator[None]:
-        """While open the processes can reach each other."""
+        """While open the processes can communicate."""
         if self.size == 1:
             yield
             return
@@ -76,16 +76,16 @@ class World:
             yield
         finally:
             rng.disable_sharding()
-            # What a process that died left unfinished can't be waited for.
+            # Collectives that a dead process left unfinished never end.
             with suppress(Exception):
                 dist.destroy_process_group()
 
     @contextmanager
     def propagate_errors(self) -> Iterator[None]:
-        """A block that all processes leave together, and in which an error of one ends all of them.
+        """A block that all processes leave together, and in which an error in one ends all of them.
 
         Raises:
-            PeerError: Another process failed or died; the message says which and why, where it said so.
+            PeerError: Another process failed or died; the message holds its rank and error where it left one.
         """
         if self.size == 1:
             yield
@@ -98,36 +98,36 @@ class World:
             raise
         except Exception as error:
             if _is_of_a_dead_peer(error):
-                raise PeerError(self._word_of_another()) from error
-            self._leave_word(error)
+                raise PeerError(self._peer_error()) from error
+            self._publish_error(error)
             raise
 
     def run_on_main(self, function: Callable[[], T]) -> T:
-        """What the function returns in the first process, which alone calls it while the others wait.
+        """Call a function in the main process, while the others wait, and return its result in all of them.
 
         Raises:
-            PeerError: It raised an exception there.
+            PeerError: The function raised an exception in the main process.
         """
         if self.size == 1:
             return function()
         if not self.is_main_process:
-            value, failure = self._told((None, None))
+            value, failure = self._broadcast((None, None))
             if failure:
                 raise PeerError(failure)
             return value
         try:
             value = function()
         except Exception as error:
-            self._told((None, f"the first process ended: {with_class(error)}"))
+            self._broadcast((None, f"the first process ended: {with_class(error)}"))
             raise
-        self._told((value, None))
+        self._broadcast((value, None))
         return value
 
     def all_gather_object(self, value: T) -> list[T]:
-        """What each process gave, plain containers and tensors, in their order."""
+        """The values of all processes, plain containers and tensors, in the order of ranks."""
         if self.size == 1:
             return [value]
-        content = io.BytesIO()  # torch's own way of sending objects takes no tensors
+        content = io.BytesIO()  # dist.all_gather_object takes no tensors
         torch.save(value, content)
         contents: list[Any] = [None] * self.size
         dist.all_gather_object(contents, content.getvalue(), group=self._control)
@@ -138,7 +138,7 @@ class World:
         return rng.all_reduce_mean(value)
 
     def all_reduce_max(self, number: int) -> int:
-        """The largest of all processes' numbers."""
+        """The largest number of all processes."""
         if self.size == 1:
             return number
         held = torch.tensor(number)
@@ -146,9 +146,9 @@ class World:
         return int(held)
 
     def poll_max(self, number: int) -> int:
-        """The largest number that any process gave one call ago; alone, the number given now.
+        """The largest number that any process passed one call ago; in a group of one, the number passed now.
 
-        The answer travels while the processes work, so that asking at every step costs none of them a wait.
+        The reduction runs while the processes work, so that a call at every step waits for none of them.
         """
         if self.size == 1:
             return number
@@ -166,65 +166,65 @@ class World:
         return int(held)
 
     def wait_for_main(self) -> None:
-        """Wait for the first process, which decides by a signal's handler whether the run goes on.
+        """Wait until the main process, whose signal handler decides, continues or ends the run.
 
         Raises:
-            SystemExit: It does not.
+            SystemExit: It ended the run.
         """
         if self.size == 1:
             return
-        self._answer()  # to what was asked before it was delivered
+        self._answer()  # the reduction that was pending when the signal came
         try:
             dist.barrier(self._control)
         except RuntimeError:
             raise SystemExit(0) from None
 
     def wrap_ddp(self, module: nn.Module) -> Callable[..., Any]:
-        """The module, with gradients that become the mean over all processes as they are computed."""
-        return module if self.size == 1 else _Averaging(module)
+        """The module, its gradients averaged over all processes in the backward pass (DistributedDataParallel)."""
+        return module if self.size == 1 else _DataParallel(module)
 
     def shard_sampler(self, sampler: BatchSampler) -> BatchSampler | ShardedSampler:
-        """This process's share of a sampler's batches."""
+        """This process's shard of a sampler's batches."""
         return sampler if self.size == 1 else ShardedSampler(sampler, self.rank, self.size)
 
-    def _told(self, words: tuple[Any, Any]) -> tuple[Any, Any]:
-        """The words of the first process."""
-        held = [words]
-        dist.broadcast_object_list(held, src=0, group=self._control)
-        return held[0]
+    def _broadcast(self, values: tuple[Any, Any]) -> tuple[Any, Any]:
+        """The values that the main process gives."""
+        received = [values]
+        dist.broadcast_object_list(received, src=0, group=self._control)
+        return received[0]
 
-    def _leave_word(self, error: Exception) -> None:
-        with suppress(Exception):  # the store is the first process's and may be gone with it
+    def _publish_error(self, error: Exception) -> None:
+        with suppress(Exception):  # the main process hosts the store, which may be gone with it
             _store().set("failed", f"process {self.rank} on {socket.gethostname()} failed: {with_class(error)}")
 
-    def _word_of_another(self) -> str:
-        """What a process that failed said of itself."""
+    def _peer_error(self) -> str:
+        """The message that a process left when it failed."""
         try:
             _store().wait(["failed"], timedelta(seconds=ERROR_TIMEOUT_S))
             return _store().get("failed").decode()
         except Exception:
-            return f"another of the {self.size} processes died without a word; its own log may tell more"
+            return f"another of the {self.size} processes exited without an error message; see its own log"
 
 
-class _Averaging:
-    """A module in torch's DistributedDataParallel, anew whenever other weights of it are trained than before."""
+class _DataParallel:
+    """A module in DistributedDataParallel, wrapped again whenever the set of its trainable weights changes."""
 
     def __init__(self, module: nn.Module) -> None:
         self._module = module
-        self._learning: list[bool] = []
+        self._trainable: list[bool] = []
         self._parallel: nn.Module | None = None
 
     def __call__(self, *inputs: Any) -> Any:
-        learning = [parameter.requires_grad for parameter in self._module.parameters()]
-        if self._parallel is None or learning != self._learning:
-            # Weights that a loss never reaches are the same in every step.
-            self._parallel, self._learning = DistributedDataParallel(self._module, static_graph=True), learning
+        trainable = [parameter.requires_grad for parameter in self._module.parameters()]
+        if self._parallel is None or trainable != self._trainable:
+            # A static graph: the weights that the loss does not reach are the same in every step.
+            self._parallel, self._trainable = DistributedDataParallel(self._module, static_graph=True), trainable
         return self._parallel(*inputs)
 
 
 @contextmanager
 def _rendezvous() -> Iterator[None]:
-    """The variables by which torch finds the other processes; torchrun sets them, for SLURM submitit knows them."""
+    """Sets torch's rendezvous variables as torchrun does: within SLURM submitit derives them from the job."""
     if "RANK" in os.environ:
         yield
         return
@@ -240,7 +240,7 @@ def _rendezvous() -> Iterator[None]:
     try:
         yield
     finally:
-        # The next run of this process, and those it starts, are to look anew.
+        # Later runs of this process, and of its children, have a rendezvous of their own.
         for name in set(os.environ) - before:
             del os.environ[name]
 

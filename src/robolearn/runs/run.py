@@ -95,8 +95,9 @@ class Run:
         if found := differences(recorded, self.config):
             shown = "; ".join(f"{key} was {old}, now {new}" for key, old, new in found[:5])
             raise UserError(
-                f"{self.folder} holds a run of another configuration ({shown}); "
-                "give another output_dir, or the same values."
+                f"{self.folder} holds a run of another configuration ({shown})",
+                key="output_dir",
+                fix="give another output_dir, or the same values",
             )
 
     def record(self) -> None:
@@ -138,7 +139,9 @@ class Run:
             self._lock.acquire(timeout=0)
         except filelock.Timeout:
             raise UserError(
-                f"Another process is at work on the run in {self.folder}; wait for it or give another output_dir."
+                f"Another process is at work on the run in {self.folder}",
+                key="output_dir",
+                fix="wait for it or give another output_dir",
             ) from None
         stop = threading.Event()
         heartbeat = threading.Thread(target=self._heartbeat, args=(stop,), daemon=True)

@@ -1,4 +1,4 @@
-"""Files that are either whole or not there, whatever happens while they are written."""
+"""Atomic writes: a file or folder is complete or absent, also after a crash or a kill."""
 
 import errno
 import json
@@ -15,12 +15,12 @@ FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file so that a reader sees the old or the new content, never a part."""
+    """Write a text file atomically: readers see the old or the new content, never a part."""
     write_bytes(path, text.encode("utf-8", errors="surrogateescape"))
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file so that a reader sees the old or the new content, never a part."""
+    """Write a file atomically: readers see the old or the new content, never a part."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with temporary.open("wb") as file:
@@ -34,15 +34,18 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write JSON so that a reader sees the old or the new content, never a part."""
+    """Write JSON atomically: readers see the old or the new content, never a part."""
     write_text(path, json.dumps(content, indent=2) + "\n")
 
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
-    """A file to fill, which takes its name only once it is on disk; until then its old content stays.
+    """A file that is renamed to `path` once it is complete and synced to disk; until then the old content stays.
 
-    Only one process may write to `path` at a time; what one that was killed has left is overwritten.
+    Only one process may write to `path` at a time. What a killed process left behind is overwritten.
+
+    Yields:
+        The temporary file to write, beside `path`.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")
@@ -55,7 +58,7 @@ def atomic_file(path: Path) -> Iterator[Path]:
 
 
 def link(path: Path, target: str) -> None:
-    """Point a symbolic link at another target in one step."""
+    """Point a symbolic link at another target atomically."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     temporary.unlink(missing_ok=True)
     temporary.symlink_to(target)
@@ -64,11 +67,10 @@ def link(path: Path, target: str) -> None:
 
 @contextmanager
 def atomic_dir(path: Path) -> Iterator[Path]:
-    """A folder to fill, which takes its name only once all its files are on disk.
+    """A folder that is renamed to `path` once all its files are synced to disk.
 
     Yields:
-        A temporary folder beside `path`. When the block ends well it is synced and renamed to `path`; otherwise it
-        is removed.
+        The temporary folder to fill, beside `path`; removed if the block raises.
 
     Raises:
         UserError: The disk is full.
@@ -96,7 +98,7 @@ def atomic_dir(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def disk_full_as_user_error(path: Path) -> Iterator[None]:
-    """Make a sentence of an error that comes from a full disk; other errors pass.
+    """Turn the error of a full disk into a `UserError`; other errors pass unchanged.
 
     Raises:
         UserError: The disk is full.
@@ -110,15 +112,16 @@ def disk_full_as_user_error(path: Path) -> Iterator[None]:
 
 
 def _full_disk(path: Path) -> UserError:
-    return UserError(f"The disk is full: {path} could not be written; make room and start again.")
+    message = f"The disk is full: {path} could not be written"
+    return UserError(message, key=str(path), fix="make room and start again")
 
 
 def is_full(error: Exception, folder: Path) -> bool:
-    """Whether a write into a folder failed for want of room."""
+    """Whether a write into a folder failed because the disk or the quota is full."""
     try:
         if isinstance(error, OSError):
             raise error
-        # Safetensors and torch raise errors of their own that do not tell, so the disk is asked again.
+        # Errors of safetensors and torch carry no errno, so a probe file shows whether the disk is full.
         (folder / ".probe").write_bytes(bytes(1 << 20))
     except OSError as found:
         return found.errno in FULL

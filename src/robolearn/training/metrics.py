@@ -117,8 +117,10 @@ class TrainMetrics:
             updates = max(1, self.counts.get("grad_norm", 1))
             first = step - updates + 1 + (bad - 1) * updates // max(1, self._added)
             raise UserError(
-                f"The loss was not finite at step {first}; lower optimizer.lr, set use_amp=false or "
-                "amp_dtype=bfloat16, and look at train/grad_norm before it and at the dataset's statistics."
+                f"The loss was not finite at step {first}",
+                key="optimizer.lr",
+                fix="lower optimizer.lr, set use_amp=false or amp_dtype=bfloat16, and look at train/grad_norm before it "
+                "and at the dataset's statistics",
             )
 
     @staticmethod

@@ -73,12 +73,14 @@ class Online:
         if self.rollout_batch_size > self.rollout_n_episodes:
             raise UserError(
                 f"online.rollout_batch_size={self.rollout_batch_size} is more than "
-                f"online.rollout_n_episodes={self.rollout_n_episodes}, so that simulators would stand idle."
+                f"online.rollout_n_episodes={self.rollout_n_episodes}, so that simulators would stand idle.",
+                key="online.rollout_batch_size",
             )
         if self.buffer_capacity is not None and self.buffer_seed_size > self.buffer_capacity:
             raise UserError(
                 f"online.buffer_seed_size={self.buffer_seed_size} frames will never be in a buffer of "
-                f"online.buffer_capacity={self.buffer_capacity}."
+                f"online.buffer_capacity={self.buffer_capacity}.",
+                key="online.buffer_seed_size",
             )
 
     def episode_filter(self, policy: Policy) -> Literal["all", "successful"]:
@@ -99,7 +101,8 @@ class Online:
         if not self.steps:
             return
         if env is None:
-            raise UserError(f"online.steps={self.steps} needs a simulator to collect in: env=NAME, or online=none.")
+            message = f"online.steps={self.steps} needs a simulator to collect in: env=NAME, or online=none."
+            raise UserError(message, key="env")
         if offline_steps < (needed := policy.spec.min_offline_steps):
             raise UserError(
                 f"offline.steps={offline_steps} is less than the {needed} updates after which this policy can act; "
@@ -108,19 +111,22 @@ class Online:
             )
         if not policy.spec.needs_reward and self.keep == "all":
             raise UserError(
-                "online.keep=all: this policy imitates what it sees and would learn its own failures; "
-                "set online.keep=successful."
+                "online.keep=all: this policy imitates what it sees and would learn its own failures",
+                key="online.keep",
+                fix="set online.keep=successful",
             )
         if self.episode_filter(policy) == "successful" and env.success_key is None:
             raise UserError(
-                "online.keep=successful: the simulator does not say which episodes succeed (env.success_key is null); "
-                "set online.keep=all."
+                "online.keep=successful: the simulator does not say which episodes succeed (env.success_key is null)",
+                key="online.keep",
+                fix="set online.keep=all",
             )
         assert self.buffer_capacity is not None
         if self.buffer_capacity < env.episode_length + 1:
             raise UserError(
                 f"online.buffer_capacity={self.buffer_capacity} is less than one episode: it takes up to "
-                f"{env.episode_length + 1} frames (env.episode_length + 1)."
+                f"{env.episode_length + 1} frames (env.episode_length + 1).",
+                key="online.buffer_capacity",
             )
 
     def collector(
