@@ -57,7 +57,9 @@ class WandbLogger:
         if importlib.util.find_spec("wandb") is None:
             raise UserError(f"logger=wandb needs the package wandb, which is not installed: {INSTALL}.", key="logger")
         if not project:
-            raise UserError("logger.wandb.project is empty: name one, or choose logger=tensorboard.", key="logger.wandb.project")
+            raise UserError(
+                "logger.wandb.project is empty: name one, or choose logger=tensorboard.", key="logger.wandb.project"
+            )
         self.folder, self.project, self.entity, self.notes, self.name = folder, project, entity, notes, name
         self.mode: Mode = mode
         self.run_id, self.disable_artifact = run_id, disable_artifact

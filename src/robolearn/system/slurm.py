@@ -72,7 +72,9 @@ def check_request(launcher: Mapping[str, object]) -> None:
             fix="try again later, or run the jobs on this machine with hydra/launcher=local",
         )
     if done.returncode:
-        message = f"hydra/launcher: SLURM refuses this request ({_last_error(done.stderr)}): {_how_to_change(launcher)}."
+        message = (
+            f"hydra/launcher: SLURM refuses this request ({_last_error(done.stderr)}): {_how_to_change(launcher)}."
+        )
         raise UserError(message, key="hydra/launcher")
 
 

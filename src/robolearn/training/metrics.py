@@ -119,8 +119,8 @@ class TrainMetrics:
             raise UserError(
                 f"The loss was not finite at step {first}",
                 key="optimizer.lr",
-                fix="lower optimizer.lr, set use_amp=false or amp_dtype=bfloat16, and look at train/grad_norm before it "
-                "and at the dataset's statistics",
+                fix="lower optimizer.lr, set use_amp=false or amp_dtype=bfloat16, and look at train/grad_norm before "
+                "it and at the dataset's statistics",
             )
 
     @staticmethod
