@@ -64,22 +64,22 @@ MADE: dict[str, Callable[[], tuple[Policy, Batch]]] = {
 }
 
 
-def learnt(name: str, ranks: World) -> dict[str, torch.Tensor]:
-    """Gradients and losses of two updates, and buffers: of the processes' shares or, if `ranks` is alone, of all."""
+def learnt(name: str, world: World) -> dict[str, torch.Tensor]:
+    """Gradients, losses and buffers of two updates: of the processes' shards, or of whole batches in a world of one."""
     policy, whole = MADE[name]()
     policy.train()
     torch.manual_seed(7)
-    if ranks.size > 1:
-        rng.enable_sharding(ranks.rank, ranks.size, CPU)
-    own = {key: value.chunk(ranks.size)[ranks.rank] for key, value in whole.items()}
-    averaging = ranks.wrap_ddp(_Loss(policy))
+    if world.size > 1:
+        rng.enable_sharding(world.rank, world.size, CPU)
+    own = {key: value.chunk(world.size)[world.rank] for key, value in whole.items()}
+    averaging = world.wrap_ddp(_Loss(policy))
     result = {}
     for step in range(2):
         policy.before_step(step)
         policy.zero_grad()
         loss, _ = averaging(own)
         loss.backward()
-        result[f"loss {step}"] = ranks.all_reduce_mean(loss.detach())
+        result[f"loss {step}"] = world.all_reduce_mean(loss.detach())
         result |= {f"{key} {step}": p.grad for key, p in policy.named_parameters() if p.grad is not None}
     result |= {key: value.clone() for key, value in policy.named_buffers() if value.is_floating_point()}
     rng.disable_sharding()
@@ -121,11 +121,11 @@ def together(size: int, logs: Path, *arguments: str, seconds: float = 200) -> li
 
 def compare() -> None:
     """Compare every policy; prints what agrees and ends at what does not."""
-    ranks = World.from_env()
+    world = World.from_env()
     whole = {name: learnt(name, World()) for name in MADE}
-    with ranks.process_group():
+    with world.process_group():
         for name in MADE:
-            found = learnt(name, ranks)
+            found = learnt(name, world)
             assert found.keys() == whole[name].keys(), name
             for key, value in found.items():
                 name_of = partial("{} {}: {}".format, name, key)

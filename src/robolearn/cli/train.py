@@ -44,9 +44,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         from robolearn.config.preflight import check  # imports torch, which questions need not wait for
         from robolearn.distributed.world import World
 
-        ranks = World.from_env()
-        check_processes(line, ranks.size)
-        check(jobs, ranks)
+        world = World.from_env()
+        check_processes(line, world.size)
+        check(jobs, world)
         check_sweep(jobs[0])
     run(line, jobs, "train", run_job)
 
@@ -110,33 +110,33 @@ def run_job(cfg: DictConfig) -> float | None:
 def _train(cfg: DictConfig) -> float | None:
     from robolearn.distributed.world import PeerError, World
 
-    ranks = World.from_env()
-    if not ranks.is_main_process:
+    world = World.from_env()
+    if not world.is_main_process:
         logging.getLogger().setLevel(logging.WARNING)
     try:
-        return _train_together(cfg, ranks)
+        return _train_together(cfg, world)
     except PeerError as error:
         # The process that failed has reported its error, and the first one that of the run.
         if HydraConfig.get().mode == RunMode.MULTIRUN:
             raise
-        print(f"Process {ranks.rank}: {error}", file=sys.stderr)
+        print(f"Process {world.rank}: {error}", file=sys.stderr)
         raise SystemExit(1) from error
 
 
-def _train_together(cfg: DictConfig, ranks: "World") -> float | None:
+def _train_together(cfg: DictConfig, world: "World") -> float | None:
     from robolearn.config.build import build_trainer, plain, total_steps
     from robolearn.runs.run import Run
 
     context = HydraConfig.get()
     folder = Path(context.runtime.output_dir)
     overrides: Any = OmegaConf.to_container(context.overrides.task, resolve=False)
-    run = Run(folder, plain(cfg, output_dir=str(folder)), overrides, writes=ranks.is_main_process)
+    run = Run(folder, plain(cfg, output_dir=str(folder)), overrides, writes=world.is_main_process)
     run.steps, run.hyperparameters = total_steps(cfg), hyperparameters(context, run.config)
-    with ranks.process_group():
-        if found := ranks.run_on_main(partial(_ended, cfg, run, context)):
+    with world.process_group():
+        if found := world.run_on_main(partial(_ended, cfg, run, context)):
             return found["metric"]
-        with run.running(), ranks.propagate_errors():
-            return build_trainer(cfg, run, ranks).train()
+        with run.running(), world.propagate_errors():
+            return build_trainer(cfg, run, world).train()
 
 
 def _ended(cfg: DictConfig, run: "Run", context: Any) -> dict[str, float | None] | None:

@@ -17,16 +17,16 @@ from robolearn.training.optim import is_capturable
 log = logging.getLogger(__name__)
 
 
-def pick_device(name: str | None, ranks: World | None = None) -> torch.device:
+def pick_device(name: str | None, world: World | None = None) -> torch.device:
     """The device of a name, or the fastest one there is; processes that train together take a GPU each.
 
     Raises:
         UserError: No such device is here.
     """
     cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
-    if ranks and ranks.size > 1 and cuda and name in (None, "cuda"):
+    if world and world.size > 1 and cuda and name in (None, "cuda"):
         # SLURM may show a process its own GPU alone.
-        return torch.device("cuda", ranks.local_rank % torch.cuda.device_count())
+        return torch.device("cuda", world.local_rank % torch.cuda.device_count())
     if name is None:
         return torch.device("cuda" if cuda else "mps" if mps else "cpu")
     kind, _, index = name.partition(":")

@@ -27,31 +27,31 @@ from robolearn.runs.run import Run
 from robolearn.training.optim import build_param_groups
 
 
-def check(jobs: Sequence[Job], ranks: World | None = None) -> None:
+def check(jobs: Sequence[Job], world: World | None = None) -> None:
     """Check every job of a run or a sweep: keys, types, the rules of every constructor, device and folder.
 
     Parts that jobs share are built once. Nothing is written, and nothing large is built.
 
     Args:
         jobs: What will run.
-        ranks: The processes that run it together, where none is sent elsewhere.
+        world: The processes that run a job together, where none is submitted to a cluster.
 
     Raises:
         UserError: The first mistake; in a sweep with the overrides of the job that has it.
     """
     seen: dict[str, Any] = {}
-    ranks = ranks or World()
+    world = world or World()
     for number, job in enumerate(jobs):
         try:
             check_values(job, TrainConfig)
-            processes = _processes(job, ranks)
+            processes = _processes(job, world)
             check_distributed(job.cfg, processes)
             if not job.is_remote:
-                pick_device(job.cfg.device, ranks)
+                pick_device(job.cfg.device, world)
             policy = check_parts(job.cfg, seen)
             if not job.is_remote:
                 _check_tasks(job.cfg, policy, seen)
-            if not ranks.is_main_process:
+            if not world.is_main_process:
                 continue  # the first process looks after the folder
             run = Run(job.folder, plain(job.cfg, output_dir=str(job.folder)), job.overrides)
             check_folder(run, job.cfg.resume)
@@ -65,10 +65,10 @@ def check(jobs: Sequence[Job], ranks: World | None = None) -> None:
             raise UserError(f"Job {number} of the sweep ({' '.join(own)}): {error}", key=error.key) from error
 
 
-def _processes(job: Job, ranks: World) -> int:
+def _processes(job: Job, world: World) -> int:
     """How many train one model."""
     if not job.is_remote:
-        return ranks.size
+        return world.size
     return int(job.launcher.get("nodes") or 1) * int(job.launcher.get("tasks_per_node") or 1)
 
 
