@@ -29,9 +29,9 @@ from robolearn.checkpoints.lerobot import weights
 from robolearn.normalize import Normalizer
 from robolearn.policies import vqbet
 from robolearn.policies.base import Policy
-from robolearn.policies.nn.gpt import Attention
+from robolearn.policies.nn.gpt import SelfAttention
 from robolearn.policies.pi0 import Pi0Policy
-from robolearn.policies.pi0.pi0 import EXPERT, LANGUAGE, VISION
+from robolearn.policies.pi0.pi0 import PUBLISHED
 from robolearn.policies.tdmpc import planner
 from robolearn.training import optim, schedules
 from robolearn.types import Batch
@@ -93,9 +93,9 @@ class Fixture:
         """pi0 was recorded with small networks, in the precision that its weights have."""
         paligemma = sizes["paligemma_config"]
         given = {"vision": paligemma["vision_config"], "language": paligemma["text_config"]}
-        for name, published in (("vision", VISION), ("language", LANGUAGE)):
-            self.config[name] = {key: given[name][key] for key in published}
-        self.config["expert"] = {key: sizes["gemma_expert_config"][key] for key in EXPERT}
+        for name in ("vision", "language"):
+            self.config[name] = {key: given[name][key] for key in PUBLISHED[name]}
+        self.config["expert"] = {key: sizes["gemma_expert_config"][key] for key in PUBLISHED["expert"]}
         self.config["dtype"] = "float32" if self.tolerance == 1.0 else "bfloat16"
 
     def tokens(self, tasks: Sequence[str]) -> tuple[Tensor, Tensor]:
@@ -261,7 +261,7 @@ def build(fixture: Fixture) -> tuple[Policy, Normalizer]:
     if any(row["name"].endswith(".attn.bias") for row in fixture.state):
         # The rule fills the causal mask, too, with numbers that are not 0, so that nothing is hidden.
         for module in policy.modules():
-            if isinstance(module, Attention):
+            if isinstance(module, SelfAttention):
                 module.causal = False
     for owner, module in owners.items():
         if unfilled := module.state_dict().keys() - filled[owner]:

@@ -136,18 +136,18 @@ def test_the_references_behaviours_are_turned_on() -> None:
     with torch.device("meta"):
         policy, _ = weights.build(config("pusht"))
     assert not policy.crop_per_sample
-    assert policy.averages_over_padding
+    assert policy.mean_over_padding
     with torch.device("meta"):
         policy, _ = weights.build(config("pusht", **OPTIONS["act"]))
-    assert policy.averages_over_padding
+    assert policy.mean_over_padding
     with torch.device("meta"):
         policy, _ = weights.build(config("pusht", **OPTIONS["tdmpc"]))
     assert policy.q_draws_with_replacement
     assert policy.warm_start_shift == 1
     with torch.device("meta"):
         policy, _ = weights.build(config("pusht", **OPTIONS["vqbet"]))
-    assert policy.samples_in_training
-    assert not policy.masks_padding
+    assert policy.sample_in_training
+    assert not policy.mask_padding
 
 
 def test_an_unknown_type_is_refused() -> None:

@@ -29,22 +29,11 @@ def observed(policy: ActPolicy, of: Spec) -> Batch:
 
 REFUSED = [
     ({"n_obs_steps": 2}, r"policy.n_obs_steps=2 must be 1"),
-    ({"chunk_size": 0}, r"policy.chunk_size=0 and policy.n_action_steps=4 must be at least 1"),
-    ({"n_action_steps": 0}, r"policy.n_action_steps=0 must be at least 1"),
     ({"n_action_steps": 7}, r"policy.n_action_steps=7 is more than the policy.chunk_size=6 actions.*raise"),
     ({"temporal_ensemble_coeff": 0.01}, r"policy.temporal_ensemble_coeff=0.01 needs .*policy.n_action_steps=1"),
-    ({"temporal_ensemble_coeff": math.nan}, r"policy.temporal_ensemble_coeff=nan must be a finite number or null"),
     ({"vision_backbone": "vgg11"}, r"policy.vision_backbone=vgg11 is none of torchvision's: .*resnet18"),
     ({"dim_model": 18}, r"policy.dim_model=18 must be a multiple of 4"),
     ({"n_heads": 3}, r"policy.dim_model=16 must be a multiple of .*policy.n_heads=3"),
-    ({"n_heads": 0}, r"policy.n_heads=0"),
-    ({"dim_feedforward": 0}, r"policy.dim_feedforward=0 must be at least 1"),
-    ({"n_encoder_layers": 0}, r"policy.n_encoder_layers=0 must be at least 1"),
-    ({"n_decoder_layers": 0}, r"policy.n_decoder_layers=0 must be at least 1"),
-    ({"n_vae_encoder_layers": 0}, r"policy.n_vae_encoder_layers=0 must be at least 1"),
-    ({"latent_dim": 0}, r"policy.latent_dim=0 must be at least 1"),
-    ({"dropout": 1.0}, r"policy.dropout=1.0 must be at least 0 and less than 1"),
-    ({"kl_weight": -1.0}, r"policy.kl_weight=-1.0 must not be negative"),
 ]
 
 
@@ -149,7 +138,7 @@ def test_cameras_of_one_shape_are_encoded_as_each_alone() -> None:
     of = spec(cameras=2)
     policy = act(of).eval()
     seen = observed(policy, of)
-    each = [policy._map(seen[camera][:, -1]).flatten(2).transpose(1, 2) for camera in policy.cameras]
+    each = [policy.feature_map(seen[camera][:, -1]).flatten(2).transpose(1, 2) for camera in policy.cameras]
     torch.testing.assert_close(policy.encode_images(seen), torch.cat(each, dim=1))
 
 

@@ -46,7 +46,7 @@ def test_actions_come_back_through_the_normaliser(to_pi: bool, delta: bool) -> N
 
 def test_joints_are_differences_and_grippers_are_not() -> None:
     batch = make_batch()
-    action = AlohaUnits(SPEC, to_pi=False, delta=True).encode(batch)["action"]
+    action = AlohaUnits(SPEC, to_pi0_units=False, delta=True).encode(batch)["action"]
     for number in range(14):
         base = 0 if number in (6, 13) else batch["observation.state"][:, :, number]
         torch.testing.assert_close(action[..., number], batch["action"][..., number] - base)
@@ -54,7 +54,7 @@ def test_joints_are_differences_and_grippers_are_not() -> None:
 
 def test_some_joints_turn_the_other_way() -> None:
     batch = make_batch()
-    there = AlohaUnits(SPEC, to_pi=True, delta=False).encode(batch)
+    there = AlohaUnits(SPEC, to_pi0_units=True, delta=False).encode(batch)
     for key in batch:
         for number in range(14):
             sign = -1 if number in (1, 2, 8, 9) else 1
@@ -66,7 +66,7 @@ def test_a_gripper_by_hand() -> None:
     batch = make_batch()
     batch["observation.state"][..., 6] = 0.5
     batch["action"][..., 13] = 0.25
-    there = AlohaUnits(SPEC, to_pi=True, delta=False).encode(batch)
+    there = AlohaUnits(SPEC, to_pi0_units=True, delta=False).encode(batch)
     # Half of the fingers' way is 38.22 mm from the centre: the triangle of horn, arm and way gives the angle.
     way, horn, arm = 0.03822, 0.022, 0.036
     angle = math.asin((horn**2 + way**2 - arm**2) / (2 * horn * way))
@@ -99,7 +99,7 @@ class Frames:
 def test_statistics_are_those_of_what_is_learnt() -> None:
     frames, window = Frames(), Window(action=(0, 1, 2))
     own = {"action": {"mean": torch.zeros(14), "q01": torch.ones(14)}, "observation.image": {}}
-    stats = AlohaUnits(SPEC, to_pi=False, delta=True).compute_stats(frames, window, own)
+    stats = AlohaUnits(SPEC, to_pi0_units=False, delta=True).compute_stats(frames, window, own)
     rows = []
     for t in range(8):
         for step in range(3):
@@ -119,5 +119,5 @@ def test_statistics_are_those_of_what_is_learnt() -> None:
 
 def test_statistics_of_the_datasets_own_units_by_a_key() -> None:
     own = {"action": {"mean": torch.zeros(14)}}
-    units = AlohaUnits(SPEC, to_pi=True, delta=False, converts_statistics=False)
+    units = AlohaUnits(SPEC, to_pi0_units=True, delta=False, convert_stats=False)
     assert units.compute_stats(Frames(), Window(), own) is own

@@ -13,33 +13,20 @@ from robolearn.types import Feature, Spec
 KEYPOINTS = spec(environment=True)
 
 REFUSED = [
-    ({"n_obs_steps": 0}, r"policy.n_obs_steps=0 and policy.n_action_steps=4 must be at least 1"),
-    ({"n_action_steps": 0}, r"policy.n_action_steps=0 must be at least 1"),
     ({"horizon": 9}, r"policy.horizon=9 must be a multiple of 4, .*policy.down_dims.*the nearest is 8"),
-    ({"horizon": 0}, r"policy.horizon=0 must be a multiple of 4, .*the nearest is 4"),
     ({"n_action_steps": 8}, r"policy.n_action_steps=8 is more than the 7 actions that policy.horizon=8 leaves"),
     ({"n_obs_steps": 6}, r"policy.n_action_steps=4 is more than the 3 actions .*policy.n_obs_steps=6"),
-    ({"drop_n_last_frames": -1}, r"policy.drop_n_last_frames=-1 must not be negative"),
     ({"down_dims": [8, 15]}, r"policy.down_dims=\[8, 15\] must be multiples of policy.n_groups=4"),
     ({"n_obs_steps": 9}, r"policy.n_obs_steps=9 is more than the policy.horizon=8 frames of a trajectory"),
-    ({"down_dims": []}, r"policy.down_dims=\[\] must name the channels of at least one level"),
-    ({"n_groups": 0}, r"policy.n_groups=0"),
     ({"final_n_groups": 3}, r"policy.down_dims=\[8\] must be multiples of policy.final_n_groups=3"),
-    ({"final_n_groups": 0}, r"policy.final_n_groups=0"),
     ({"kernel_size": 4}, r"policy.kernel_size=4 must be odd"),
-    ({"kernel_size": -1}, r"policy.kernel_size=-1 must be odd"),
-    ({"diffusion_step_embed_dim": 7}, r"policy.diffusion_step_embed_dim=7 must be even and at least 4"),
-    ({"diffusion_step_embed_dim": 2}, r"policy.diffusion_step_embed_dim=2 must be even and at least 4"),
-    ({"num_train_timesteps": 0, "num_inference_steps": None}, r"policy.num_train_timesteps=0 must be at least 1"),
     ({"num_inference_steps": 11}, r"policy.num_inference_steps=11 must be between 1 and policy.num_train_timesteps=10"),
-    ({"num_inference_steps": 0}, r"policy.num_inference_steps=0 must be between 1 and"),
     (
         {"beta_schedule": "linear", "beta_end": 2.0},
         r"policy.beta_start=0.0001 and policy.beta_end=2.0 must lie between",
     ),
     ({"beta_schedule": "linear", "beta_start": 0.5, "beta_end": 0.1}, r"must lie between 0 and 1, the first not above"),
     ({"beta_schedule": "sigmoid", "noise_scheduler_type": "DDIM"}, r"policy.beta_schedule=sigmoid: DDIM has none"),
-    ({"clip_sample_range": 0.0}, r"policy.clip_sample_range=0.0 must be greater than 0"),
 ]
 
 
@@ -52,10 +39,8 @@ def test_refuses(options: dict[str, Any], message: str) -> None:
 REFUSED_WITH_IMAGES = [
     ({"crop_shape": [64]}, r"policy.crop_shape=\[64\] must be \[height, width\] or null"),
     ({"crop_shape": [64, 73]}, r"policy.crop_shape=\[64, 73\] does not fit in the images of 72 x 72 pixels"),
-    ({"crop_shape": [0, 64]}, r"policy.crop_shape=\[0, 64\] does not fit"),
     ({"pretrained_backbone_weights": "x.pth"}, r"BatchNorm layers, which policy.use_group_norm=true replaces"),
     ({"vision_backbone": "vgg11"}, r"policy.vision_backbone=vgg11 is none of torchvision's"),
-    ({"spatial_softmax_num_keypoints": 0}, r"policy.spatial_softmax_num_keypoints=0 must be at least 1"),
 ]
 
 

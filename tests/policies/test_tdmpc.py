@@ -33,22 +33,12 @@ REFUSED = [
         r"policy.normalization_mapping.ACTION=MEAN_STD must be MIN_MAX",
     ),
     ({"normalization_mapping": {"STATE": "MIN_MAX"}}, r"policy.normalization_mapping.ACTION=IDENTITY must be MIN_MAX"),
-    ({"n_gaussian_samples": 0}, r"policy.n_gaussian_samples=0 must be at least 1"),
     ({"n_action_steps": 2}, r"policy.n_action_steps=2 .*set policy.n_action_repeats=1 \(now 2\)"),
     ({**CHUNK, "use_mpc": False}, r"policy.n_action_steps=3 needs a plan; set policy.use_mpc=true"),
     ({"n_action_repeats": 1, "n_action_steps": 5}, r"policy.n_action_steps=5 is more than the policy.horizon=4"),
-    ({"n_action_steps": 0}, r"policy.n_action_steps=0 must be at least 1"),
-    ({"n_action_repeats": 0}, r"policy.n_action_repeats=0 must be at least 1"),
-    ({"horizon": 0}, r"policy.horizon=0 must be at least 1"),
-    ({"q_ensemble_size": 0}, r"policy.q_ensemble_size=0 must be at least 1"),
     ({"q_ensemble_size": 1}, r"policy.q_ensemble_size=1 has no disagreement.*policy.uncertainty_regularizer_coeff=0"),
-    ({"n_pi_samples": -1}, r"policy.n_pi_samples=-1 must be a finite number that is not negative"),
     ({"n_elites": 14}, r"policy.n_elites=14 is more than the 13 plans"),
-    ({"min_std": 3.0}, r"policy.min_std=3.0 must not be .* more than policy.max_std=2.0"),
-    ({"discount": 1.5}, r"policy.discount=1.5 must be between 0 and 1"),
-    ({"target_model_momentum": -0.1}, r"policy.target_model_momentum=-0.1 must be between 0 and 1"),
-    ({"max_random_shift_ratio": -0.1}, r"policy.max_random_shift_ratio=-0.1 must be a finite number"),
-    ({"warm_start_shift": -1}, r"policy.warm_start_shift=-1 must be"),
+    ({"min_std": 3.0}, r"policy.min_std=3.0 must not be more than policy.max_std=2.0"),
 ]
 
 

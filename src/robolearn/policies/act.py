@@ -3,9 +3,10 @@
 import math
 from collections.abc import Mapping
 from functools import partial
-from typing import cast
+from typing import Annotated, cast
 
 import torch
+from annotated_types import Interval
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -13,15 +14,17 @@ from robolearn import rng
 from robolearn.errors import UserError
 from robolearn.normalize import Mode
 from robolearn.policies.base import Policy, PolicySpec
+from robolearn.policies.length_checks import check_n_action_steps, check_n_obs_steps
 from robolearn.policies.nn.transformer import (
     Activation,
-    Layer,
     TransformerDecoder,
     TransformerEncoder,
+    TransformerLayer,
     image_sinusoids,
     sinusoids,
 )
 from robolearn.policies.nn.vision import check_resnet, load_resnet_weights, resnet_body
+from robolearn.policies.ranges import Positive, Rate, Weight
 from robolearn.types import Batch, Kind, Spec, Window
 
 DEFAULT_NORMALIZATION: dict[Kind, Mode] = {
@@ -33,74 +36,68 @@ DEFAULT_NORMALIZATION: dict[Kind, Mode] = {
 
 
 class ActPolicy(Policy):
-    """Predicts a chunk of actions from one frame, and in training from a latent that encodes the chunk to predict.
+    """Predicts a chunk of actions from one frame and, in training, from a latent that encodes the chunk itself.
 
-    The latent tells the demonstrator's style; when acting it is 0, the mean of its prior.
+    The latent stands for the style of a demonstration; `act` sets it to 0, the mean of its prior.
 
     Args:
-        spec: What is observed and commanded.
-        n_obs_steps: Frames observed; must be 1.
-        chunk_size: Actions predicted at once.
+        spec: Features of the dataset; images (3, H, W).
+        n_obs_steps: Observed frames; must be 1.
+        chunk_size: Actions predicted at once, T.
         n_action_steps: Actions executed of each chunk, at most chunk_size.
-        normalization_mapping: Scale of each kind of feature.
+        normalization_mapping: Normalisation of each kind of feature.
         vision_backbone: Name of a torchvision ResNet, one for all cameras; its BatchNorm is frozen.
         pretrained_backbone_weights: Its weights: a file, a torchvision name already in torch.hub's folder, or null.
-        replace_final_stride_with_dilation: A feature map twice as fine, from resnet50 on.
-        pre_norm: Transformer layers normalise first, else last.
-        dim_model: Width of the transformer's tokens; a multiple of 4 and of n_heads.
+        replace_final_stride_with_dilation: Double the resolution of the feature map; from resnet50 on.
+        pre_norm: LayerNorm before each sublayer of the transformers, else after it.
+        dim_model: Width of the transformers' tokens, D; a multiple of 4 and of n_heads.
         n_heads: Attention heads.
-        dim_feedforward: Hidden width of the transformer's linear layers.
-        feedforward_activation: Between them.
-        n_encoder_layers: Layers that mix what is observed.
-        n_decoder_layers: Layers that make actions of it; the published code has 7 and uses 1.
+        dim_feedforward: Hidden width of the transformers' linear layers.
+        feedforward_activation: Activation between them.
+        n_encoder_layers: Layers of the transformer's encoder.
+        n_decoder_layers: Layers of its decoder; the published code has 7 and uses 1.
         use_vae: Learn with the latent; else it is always 0.
-        latent_dim: Numbers of the latent.
+        latent_dim: Size of the latent, Z.
         n_vae_encoder_layers: Layers of the encoder of action chunks.
         temporal_ensemble_coeff: m of the weights exp(-m i) with which the agent averages overlapping chunks, or null.
-        dropout: Of the transformers.
-        kl_weight: Of the latent's divergence from its prior in the loss.
-        average_over_padding: The L1 loss is averaged over all actions, masked ones too, as the reference does.
+        dropout: Dropout rate of the transformers.
+        kl_weight: Weight of the latent's KL divergence from its prior in the loss.
+        average_over_padding: Divide the masked L1 loss by the number of all actions, as the reference does.
 
     Raises:
-        UserError: Options contradict each other or the spec; the message names them.
+        UserError: Options contradict each other or the spec; its key is the option's.
     """
 
     def __init__(
         self,
         spec: Spec,
         n_obs_steps: int = 1,
-        chunk_size: int = 100,
-        n_action_steps: int = 100,
+        chunk_size: Positive = 100,
+        n_action_steps: Positive = 100,
         normalization_mapping: Mapping[Kind, Mode] | None = None,
         vision_backbone: str = "resnet18",
         pretrained_backbone_weights: str | None = None,
         replace_final_stride_with_dilation: bool = False,
         pre_norm: bool = False,
-        dim_model: int = 512,
-        n_heads: int = 8,
-        dim_feedforward: int = 3200,
+        dim_model: Positive = 512,
+        n_heads: Positive = 8,
+        dim_feedforward: Positive = 3200,
         feedforward_activation: Activation = "relu",
-        n_encoder_layers: int = 4,
-        n_decoder_layers: int = 1,
+        n_encoder_layers: Positive = 4,
+        n_decoder_layers: Positive = 1,
         use_vae: bool = True,
-        latent_dim: int = 32,
-        n_vae_encoder_layers: int = 4,
-        temporal_ensemble_coeff: float | None = None,
-        dropout: float = 0.1,
-        kl_weight: float = 10.0,
+        latent_dim: Positive = 32,
+        n_vae_encoder_layers: Positive = 4,
+        temporal_ensemble_coeff: Annotated[float, Interval(gt=-math.inf, lt=math.inf)] | None = None,
+        dropout: Rate = 0.1,
+        kl_weight: Weight = 10.0,
         average_over_padding: bool = False,
     ) -> None:
         super().__init__()
-        _check_lengths(n_obs_steps, chunk_size, n_action_steps, temporal_ensemble_coeff)
-        _check_sizes(
-            n_heads=n_heads,
-            dim_feedforward=dim_feedforward,
-            n_encoder_layers=n_encoder_layers,
-            n_decoder_layers=n_decoder_layers,
-            latent_dim=latent_dim,
-            n_vae_encoder_layers=n_vae_encoder_layers,
-        )
-        _check_model(dim_model, n_heads, dropout, kl_weight)
+        check_n_obs_steps("ACT", n_obs_steps)
+        check_n_action_steps(n_action_steps, chunk_size)
+        _check_ensemble(temporal_ensemble_coeff, n_action_steps)
+        _check_width(dim_model, n_heads)
         check_resnet(vision_backbone)
         _check_spec(spec)
 
@@ -111,7 +108,7 @@ class ActPolicy(Policy):
             temporal_ensemble_coeff=temporal_ensemble_coeff,
         )
         self.vision_backbone, self.pretrained = vision_backbone, pretrained_backbone_weights
-        self.kl_weight, self.averages_over_padding = kl_weight, average_over_padding
+        self.kl_weight, self.mean_over_padding = kl_weight, average_over_padding
         self.latent_dim = latent_dim
         self.cameras, self.states, self.environments = (list(spec.of_kind(k)) for k in ("VISUAL", "STATE", "ENV"))
         state_dim, environment_dim = (
@@ -119,20 +116,16 @@ class ActPolicy(Policy):
         )
         action_dim = spec.action.shape[0]
 
-        layer = partial(Layer, dim_model, n_heads, dim_feedforward, feedforward_activation, dropout, pre_norm)
+        layer = partial(
+            TransformerLayer, dim_model, n_heads, dim_feedforward, feedforward_activation, dropout, pre_norm
+        )
         self.vae = None
         if use_vae:
             encoder = TransformerEncoder(layer, n_vae_encoder_layers, dim_model, pre_norm)
             self.vae = ChunkEncoder(encoder, state_dim, action_dim, chunk_size, dim_model, latent_dim)
         self.backbone = None
         if self.cameras:
-            self.backbone = resnet_body(vision_backbone, "frozen", replace_final_stride_with_dilation)
-            channels = cast(int, _last_conv(self.backbone).out_channels)
-            self.image_proj = nn.Conv2d(channels, dim_model, kernel_size=1)
-            stride = 16 if replace_final_stride_with_dilation else 32
-            shapes = [spec.observation[key].shape for key in self.cameras]
-            maps = [image_sinusoids(-(-h // stride), -(-w // stride), dim_model) for _, h, w in shapes]
-            self.register_buffer("image_positions", torch.cat(maps), persistent=False)
+            self._build_backbone(spec, dim_model, replace_final_stride_with_dilation)
         self.latent_proj = nn.Linear(latent_dim, dim_model)
         self.state_proj = nn.Linear(state_dim, dim_model) if self.states else None
         self.environment_proj = nn.Linear(environment_dim, dim_model) if self.environments else None
@@ -140,11 +133,21 @@ class ActPolicy(Policy):
         self.vector_positions = nn.Parameter(torch.randn(n_vectors, dim_model))
         self.encoder = TransformerEncoder(layer, n_encoder_layers, dim_model, pre_norm)
         self.queries = nn.Parameter(torch.randn(chunk_size, dim_model))
-        self.decoder = TransformerDecoder(partial(layer, crosses=True), n_decoder_layers, dim_model)
+        self.decoder = TransformerDecoder(partial(layer, cross_attention=True), n_decoder_layers, dim_model)
         self.head = nn.Linear(dim_model, action_dim)
         for weights in [*self.encoder.parameters(), *self.decoder.parameters()]:
             if weights.dim() > 1:
                 nn.init.xavier_uniform_(weights)
+
+    def _build_backbone(self, spec: Spec, dim_model: int, dilate: bool) -> None:
+        """The ResNet of all cameras, its projection to tokens, and the position embedding of each token."""
+        self.backbone = resnet_body(self.vision_backbone, "frozen", dilate)
+        channels = cast(int, _last_conv(self.backbone).out_channels)
+        self.image_proj = nn.Conv2d(channels, dim_model, kernel_size=1)
+        stride = 16 if dilate else 32
+        shapes = [spec.observation[key].shape for key in self.cameras]
+        maps = [image_sinusoids(-(-h // stride), -(-w // stride), dim_model) for _, h, w in shapes]
+        self.register_buffer("image_positions", torch.cat(maps), persistent=False)
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """L1 distance of the chunks, and the latent's divergence from a standard normal (algorithm 1)."""
@@ -153,13 +156,13 @@ class ActPolicy(Policy):
         if self.vae is None:
             latent = self.prior_mean(actions)
         else:
-            mean, log_variance = self.vae(self.joined(batch, self.states), actions, padding)
+            mean, log_variance = self.vae(self.concatenate(batch, self.states), actions, padding)
             latent = mean + (log_variance / 2).exp() * rng.randn(mean.shape, mean.device, mean.dtype)
             # Kingma & Welling 2014, arXiv:1312.6114, appendix B
             divergence = 0.5 * (mean**2 + log_variance.exp() - log_variance - 1).sum(-1).mean()
         errors = F.l1_loss(self.decode(batch, latent), actions, reduction="none")
         valid = ~padding.unsqueeze(-1)
-        if self.averages_over_padding:
+        if self.mean_over_padding:
             l1 = (errors * valid).mean()
         else:
             l1 = (errors * valid).sum() / (rng.all_reduce_mean(valid.sum()) * actions.shape[-1]).clamp(min=1)
@@ -173,15 +176,15 @@ class ActPolicy(Policy):
         return self.decode(observation, self.prior_mean(next(iter(observation.values())))), {}
 
     def prior_mean(self, like: Tensor) -> Tensor:
-        """Latents (B, latent_dim) of 0 for a batch of some tensor's size, on its device."""
+        """Latents (B, Z) of 0, with the batch size and device of a tensor."""
         return torch.zeros(len(like), self.latent_dim, device=like.device)
 
     def decode(self, batch: Batch, latent: Tensor) -> Tensor:
-        """The chunk (B, chunk_size, A) for the newest frame and latents (B, latent_dim)."""
+        """The chunk (B, chunk_size, A) for the newest frame and latents (B, Z)."""
         vectors = [self.latent_proj(latent)]
         for project, keys in ((self.state_proj, self.states), (self.environment_proj, self.environments)):
             if project is not None:
-                vectors.append(project(self.joined(batch, keys)))
+                vectors.append(project(self.concatenate(batch, keys)))
         tokens, positions = torch.stack(vectors, dim=1), self.vector_positions
         if self.backbone is not None:
             tokens = torch.cat([tokens, self.encode_images(batch)], dim=1)
@@ -192,30 +195,31 @@ class ActPolicy(Policy):
     def encode_images(self, batch: Batch) -> Tensor:
         """One token for each position of each camera's feature map, (B, tokens, D).
 
-        As published, cameras have no embedding of their own: they are told apart by what they show.
+        As published, cameras have no embedding of their own: only their content distinguishes them.
         """
         images = [batch[key][:, -1] for key in self.cameras]
         if len({image.shape for image in images}) == 1:  # one pass is faster than one for each
-            maps = self._map(torch.cat(images)).chunk(len(images))
+            maps = self.feature_map(torch.cat(images)).chunk(len(images))
         else:
-            maps = [self._map(image) for image in images]
+            maps = [self.feature_map(image) for image in images]
         return torch.cat([features.flatten(2).transpose(1, 2) for features in maps], dim=1)
 
-    def _map(self, images: Tensor) -> Tensor:
+    def feature_map(self, images: Tensor) -> Tensor:
+        """The backbone's features of images (N, 3, H, W), projected to the tokens' width (N, D, H', W')."""
         assert self.backbone is not None
         return self.image_proj(self.backbone(images))
 
     @staticmethod
-    def joined(batch: Batch, keys: list[str]) -> Tensor | None:
-        """The newest frame of some vectors, one after the other (B, D); None without keys."""
+    def concatenate(batch: Batch, keys: list[str]) -> Tensor | None:
+        """The newest frame of some vectors, concatenated (B, D); None without keys."""
         return torch.cat([batch[key][:, -1] for key in keys], dim=-1) if keys else None
 
     def param_groups(self) -> dict[str, list[nn.Parameter]]:
-        """The backbone in a group of its own, as the paper trains it."""
+        """The backbone in a group of its own, which the paper trains at another learning rate."""
         backbone = [] if self.backbone is None else list(self.backbone.parameters())
-        own = {id(p) for p in backbone}
+        excluded = {id(p) for p in backbone}
         return {
-            "policy": [p for p in self.parameters() if p.requires_grad and id(p) not in own],
+            "policy": [p for p in self.parameters() if p.requires_grad and id(p) not in excluded],
             "backbone": [p for p in backbone if p.requires_grad],
         }
 
@@ -230,11 +234,11 @@ class ChunkEncoder(nn.Module):
 
     Args:
         encoder: The transformer.
-        state_dim: Numbers of the robot's state; 0: it is not observed and has no token.
-        action_dim: Numbers of an action, A.
+        state_dim: Size of the robot's state, S; 0: it is not observed and has no token.
+        action_dim: Size of an action, A.
         chunk_size: Actions of a chunk, T.
-        dim: The transformer's width.
-        latent_dim: Numbers of the latent, Z.
+        dim: The transformer's width, D.
+        latent_dim: Size of the latent, Z.
     """
 
     def __init__(
@@ -250,12 +254,12 @@ class ChunkEncoder(nn.Module):
         self.register_buffer("positions", sinusoids(torch.arange(tokens), dim), persistent=False)
 
     def forward(self, state: Tensor | None, actions: Tensor, padding: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and logarithm of the variance (B, Z) of the latent.
+        """Mean and log variance (B, Z) of the latent.
 
         Args:
             state: (B, S), None when it is not observed.
             actions: (B, T, A).
-            padding: Actions beyond the episode's end are true (B, T), and not looked at.
+            padding: True for actions beyond the episode's end (B, T), which are not attended to.
         """
         tokens = [self.cls.expand(len(actions), 1, -1)]
         if self.state_proj is not None:
@@ -271,45 +275,22 @@ def _last_conv(body: nn.Module) -> nn.Conv2d:
     return [module for module in body.modules() if isinstance(module, nn.Conv2d)][-1]
 
 
-def _check_lengths(n_obs_steps: int, chunk_size: int, n_action_steps: int, coeff: float | None) -> None:
-    if n_obs_steps != 1:
-        raise UserError(f"policy.n_obs_steps={n_obs_steps} must be 1, because ACT acts on the newest frame alone.")
-    if chunk_size < 1 or n_action_steps < 1:
+def _check_ensemble(coeff: float | None, n_action_steps: int) -> None:
+    if coeff is not None and n_action_steps != 1:
         raise UserError(
-            f"policy.chunk_size={chunk_size} and policy.n_action_steps={n_action_steps} must be at least 1."
-        )
-    if n_action_steps > chunk_size:
-        raise UserError(
-            f"policy.n_action_steps={n_action_steps} is more than the policy.chunk_size={chunk_size} actions "
-            "predicted; lower it or raise policy.chunk_size."
-        )
-    if coeff is None:
-        return
-    if not math.isfinite(coeff):
-        raise UserError(f"policy.temporal_ensemble_coeff={coeff} must be a finite number or null.")
-    if n_action_steps != 1:
-        raise UserError(
-            f"policy.temporal_ensemble_coeff={coeff} needs a chunk predicted at every step; set "
-            f"policy.n_action_steps=1 (now {n_action_steps}) or policy.temporal_ensemble_coeff=null."
+            f"policy.temporal_ensemble_coeff={coeff} needs a chunk predicted at every step",
+            key="policy.temporal_ensemble_coeff",
+            fix=f"set policy.n_action_steps=1 (now {n_action_steps}) or policy.temporal_ensemble_coeff=null",
         )
 
 
-def _check_sizes(**sizes: int) -> None:
-    for name, size in sizes.items():
-        if size < 1:
-            raise UserError(f"policy.{name}={size} must be at least 1.")
-
-
-def _check_model(dim_model: int, n_heads: int, dropout: float, kl_weight: float) -> None:
-    if dim_model < 1 or dim_model % 4 or dim_model % n_heads:
+def _check_width(dim_model: int, n_heads: int) -> None:
+    if dim_model % 4 or dim_model % n_heads:
         raise UserError(
             f"policy.dim_model={dim_model} must be a multiple of 4, for its position embeddings, and of "
-            f"policy.n_heads={n_heads}."
+            f"policy.n_heads={n_heads}.",
+            key="policy.dim_model",
         )
-    if not 0 <= dropout < 1:
-        raise UserError(f"policy.dropout={dropout} must be at least 0 and less than 1.")
-    if not (kl_weight >= 0 and math.isfinite(kl_weight)):
-        raise UserError(f"policy.kl_weight={kl_weight} must not be negative.")
 
 
 def _check_spec(spec: Spec) -> None:
@@ -317,10 +298,12 @@ def _check_spec(spec: Spec) -> None:
     if not cameras and not spec.of_kind("ENV"):
         raise UserError(
             f"policy=act needs a camera or observation.environment_state; the dataset has "
-            f"{', '.join(spec.observation) or 'no observation'} only."
+            f"{', '.join(spec.observation) or 'no observation'} only.",
+            key="policy",
         )
     for key, feature in cameras.items():
         if feature.shape[0] != 3:
             raise UserError(
-                f"policy=act needs images of 3 channels, {key} has {feature.shape[0]}; set dataset.exclude=[{key}]."
+                f"policy=act needs images of 3 channels, {key} has {feature.shape[0]}; set dataset.exclude=[{key}].",
+                key=key,
             )

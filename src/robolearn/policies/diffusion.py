@@ -1,9 +1,10 @@
-"""Diffusion Policy (Chi et al. 2023, arXiv:2303.04137): denoise a sequence of actions under what was seen."""
+"""Diffusion Policy (Chi et al. 2023, arXiv:2303.04137): denoise an action sequence given observations."""
 
 from collections.abc import Mapping, Sequence
-from typing import Literal, cast
+from typing import Annotated, Literal, cast
 
 import torch
+from annotated_types import Ge, MinLen, MultipleOf
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from torch import Tensor, nn
@@ -15,6 +16,7 @@ from robolearn.normalize import Mode
 from robolearn.policies.base import Policy, PolicySpec
 from robolearn.policies.nn.unet import ConditionalUnet1d, at_autocast_precision
 from robolearn.policies.nn.vision import ImageEncoder, check_encoder, crop_images, load_resnet_weights
+from robolearn.policies.ranges import NonNegative, Positive, PositiveFloat
 from robolearn.types import Batch, Kind, Spec, Window
 
 SCHEDULERS = {"DDPM": DDPMScheduler, "DDIM": DDIMScheduler}
@@ -27,33 +29,33 @@ DEFAULT_NORMALIZATION: dict[Kind, Mode] = {
 
 
 class DiffusionPolicy(Policy):
-    """Learns to remove noise from action sequences, and acts by removing all of it.
+    """Learns to remove noise from action sequences, and acts by denoising a sequence of pure noise.
 
     The trajectory of `horizon` actions starts at the oldest of the `n_obs_steps` observed frames; of it, the
     `n_action_steps` actions from the newest frame on are executed.
 
     Args:
-        spec: What is observed and commanded.
-        n_obs_steps: Frames observed, the newest included.
-        horizon: Length of the denoised trajectory; a multiple of 2 ** len(down_dims).
+        spec: Features of the dataset.
+        n_obs_steps: Observed frames, the newest included.
+        horizon: Length of the denoised trajectory, T; a multiple of 2 ** len(down_dims).
         n_action_steps: Actions executed of each trajectory, at most horizon - n_obs_steps + 1.
-        normalization_mapping: Scale of each kind of feature.
-        drop_n_last_frames: Frames at each episode's end that are not sampled; null: horizon - n_action_steps -
+        normalization_mapping: Normalisation of each kind of feature.
+        drop_n_last_frames: Frames at the end of each episode that are not sampled; null: horizon - n_action_steps -
             n_obs_steps + 1, so that no executed action is padding.
         vision_backbone: Name of a torchvision ResNet.
         pretrained_backbone_weights: Its weights: a file, a torchvision name already in torch.hub's folder, or null.
         crop_shape: (h, w) that images are cropped to, or null.
-        crop_is_random: Crop at random positions in training; always the middle when acting.
+        crop_is_random: Crop at random positions in training; always the centre when acting.
         crop_per_sample: A position for each sample; false: one for the whole batch, as the reference does.
         use_group_norm: GroupNorm in place of BatchNorm in the backbone.
         spatial_softmax_num_keypoints: Keypoints of each image.
         use_separate_rgb_encoder_per_camera: An encoder for each camera; else one for all.
         down_dims: Channels of each level of the U-Net.
-        kernel_size: Of its convolutions over time.
-        n_groups: Of its GroupNorms.
-        final_n_groups: Of the GroupNorm before the last layer; null: n_groups; the reference always has 8 there.
-        diffusion_step_embed_dim: Length of the diffusion step's embedding.
-        use_film_scale_modulation: The observation scales and shifts the U-Net's features; else it shifts alone.
+        kernel_size: Kernel size of its convolutions over time, odd.
+        n_groups: Groups of its GroupNorms.
+        final_n_groups: Groups of the GroupNorm before the last layer; null: n_groups; the reference always has 8 there.
+        diffusion_step_embed_dim: Size of the embedding of the diffusion step.
+        use_film_scale_modulation: The observation scales and shifts the U-Net's features; else it only shifts them.
         noise_scheduler_type: DDPM (Ho et al. 2020) or DDIM (Song et al. 2021).
         num_train_timesteps: Diffusion steps.
         beta_schedule: A schedule of diffusers; DDIM has no sigmoid.
@@ -61,13 +63,13 @@ class DiffusionPolicy(Policy):
         beta_end: Last beta of these.
         prediction_type: The network predicts the noise ("epsilon") or the clean trajectory ("sample").
         clip_sample: Clip the clean trajectory that each denoising step implies.
-        clip_sample_range: To at most this magnitude.
+        clip_sample_range: Largest magnitude of the clipped trajectory.
         num_inference_steps: Denoising steps when acting; null: num_train_timesteps.
         do_mask_loss_for_padding: Actions beyond the episode's end do not count in the loss.
-        average_over_padding: The masked loss is averaged over all actions, masked ones too, as the reference does.
+        average_over_padding: Divide the masked loss by the number of all actions, as the reference does.
 
     Raises:
-        UserError: Options contradict each other or the spec; the message names them.
+        UserError: Options contradict each other or the spec; its key is the option's.
     """
 
     alphas_cumprod: Tensor
@@ -75,53 +77,44 @@ class DiffusionPolicy(Policy):
     def __init__(
         self,
         spec: Spec,
-        n_obs_steps: int = 2,
-        horizon: int = 16,
-        n_action_steps: int = 8,
+        n_obs_steps: Positive = 2,
+        horizon: Positive = 16,
+        n_action_steps: Positive = 8,
         normalization_mapping: Mapping[Kind, Mode] | None = None,
-        drop_n_last_frames: int | None = None,
+        drop_n_last_frames: NonNegative | None = None,
         vision_backbone: str = "resnet18",
         pretrained_backbone_weights: str | None = None,
-        crop_shape: Sequence[int] | None = (84, 84),
+        crop_shape: Sequence[Positive] | None = (84, 84),
         crop_is_random: bool = True,
         crop_per_sample: bool = True,
         use_group_norm: bool = True,
-        spatial_softmax_num_keypoints: int = 32,
+        spatial_softmax_num_keypoints: Positive = 32,
         use_separate_rgb_encoder_per_camera: bool = False,
-        down_dims: Sequence[int] = (512, 1024, 2048),
-        kernel_size: int = 5,
-        n_groups: int = 8,
-        final_n_groups: int | None = None,
-        diffusion_step_embed_dim: int = 128,
+        down_dims: Annotated[Sequence[Positive], MinLen(1)] = (512, 1024, 2048),
+        kernel_size: Positive = 5,
+        n_groups: Positive = 8,
+        final_n_groups: Positive | None = None,
+        diffusion_step_embed_dim: Annotated[int, Ge(4), MultipleOf(2)] = 128,
         use_film_scale_modulation: bool = True,
         noise_scheduler_type: Literal["DDPM", "DDIM"] = "DDPM",
-        num_train_timesteps: int = 100,
+        num_train_timesteps: Positive = 100,
         beta_schedule: Literal["linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid"] = "squaredcos_cap_v2",
         beta_start: float = 1e-4,
         beta_end: float = 0.02,
         prediction_type: Literal["epsilon", "sample"] = "epsilon",
         clip_sample: bool = True,
-        clip_sample_range: float = 1.0,
-        num_inference_steps: int | None = None,
+        clip_sample_range: PositiveFloat = 1.0,
+        num_inference_steps: Positive | None = None,
         do_mask_loss_for_padding: bool = False,
         average_over_padding: bool = False,
     ) -> None:
         super().__init__()
-        self.cameras = list(spec.of_kind("VISUAL"))
-        # Order of the condition's parts: state, images, environment state.
-        self.vectors = list(spec.of_kind("STATE")), list(spec.of_kind("ENV"))
-        self.crop_shape = cast("tuple[int, int] | None", tuple(crop_shape) if crop_shape else None)
-        _check_lengths(horizon, n_obs_steps, n_action_steps, down_dims)
-        if drop_n_last_frames is not None and drop_n_last_frames < 0:
-            raise UserError(f"policy.drop_n_last_frames={drop_n_last_frames} must not be negative.")
-        _check_unet(down_dims, kernel_size, n_groups, diffusion_step_embed_dim)
         final_n_groups = n_groups if final_n_groups is None else final_n_groups
-        _check_unet(down_dims[:1], kernel_size, final_n_groups, diffusion_step_embed_dim, "final_n_groups")
-        _check_steps(num_train_timesteps, num_inference_steps)
-        _check_noise(noise_scheduler_type, beta_schedule, beta_start, beta_end, clip_sample, clip_sample_range)
-        _check_images(spec, self.crop_shape, use_group_norm, pretrained_backbone_weights)
-        if spatial_softmax_num_keypoints < 1:
-            raise UserError(f"policy.spatial_softmax_num_keypoints={spatial_softmax_num_keypoints} must be at least 1.")
+        _check_lengths(horizon, n_obs_steps, n_action_steps, down_dims)
+        _check_unet(down_dims, kernel_size, n_groups, final_n_groups)
+        _check_inference_steps(num_inference_steps, num_train_timesteps)
+        _check_betas(noise_scheduler_type, beta_schedule, beta_start, beta_end)
+        _check_images(spec, crop_shape, use_group_norm, pretrained_backbone_weights)
 
         derived = horizon - n_action_steps - n_obs_steps + 1
         self.spec = PolicySpec(
@@ -133,23 +126,25 @@ class DiffusionPolicy(Policy):
             normalization_mapping=normalization_mapping or DEFAULT_NORMALIZATION,
             drop_n_last_frames=derived if drop_n_last_frames is None else drop_n_last_frames,
         )
-        self.n_obs_steps, self.horizon = n_obs_steps, horizon
+        self.n_obs_steps, self.horizon, self.action_dim = n_obs_steps, horizon, spec.action.shape[0]
+        self.cameras = list(spec.of_kind("VISUAL"))
+        # Order of the condition's parts: state, images, environment state.
+        self.vectors = list(spec.of_kind("STATE")), list(spec.of_kind("ENV"))
+        self.crop_shape = cast("tuple[int, int] | None", tuple(crop_shape) if crop_shape else None)
         self.vision_backbone, self.pretrained = vision_backbone, pretrained_backbone_weights
         self.crop_is_random, self.crop_per_sample = crop_is_random, crop_per_sample
-        self.masks_padding, self.averages_over_padding = do_mask_loss_for_padding, average_over_padding
+        self.mask_padding, self.mean_over_padding = do_mask_loss_for_padding, average_over_padding
         self.num_inference_steps = num_inference_steps or num_train_timesteps
+        self.predicts_noise = prediction_type == "epsilon"
 
-        self.encoders = nn.ModuleList()
-        image_features = 0
-        if self.cameras:
-            channels, height, width = spec.observation[self.cameras[0]].shape
-            for _ in self.cameras if use_separate_rgb_encoder_per_camera else [self.cameras[0]]:
-                shape = (channels, *(self.crop_shape or (height, width)))
-                encoder = ImageEncoder(shape, vision_backbone, use_group_norm, spatial_softmax_num_keypoints)
-                self.encoders.append(encoder)
-                image_features = encoder.out_features * len(self.cameras)
+        image = image_shape(spec, self.crop_shape)
+        count = len(self.cameras) if use_separate_rgb_encoder_per_camera else min(len(self.cameras), 1)
+        self.encoders = nn.ModuleList(
+            ImageEncoder(cast("tuple[int, ...]", image), vision_backbone, use_group_norm, spatial_softmax_num_keypoints)
+            for _ in range(count)
+        )
+        image_features = sum(2 * spatial_softmax_num_keypoints for _ in self.cameras)
         vector_features = sum(spec.observation[key].shape[0] for keys in self.vectors for key in keys)
-        self.action_dim = spec.action.shape[0]
         self.unet = ConditionalUnet1d(
             self.action_dim,
             (image_features + vector_features) * n_obs_steps,
@@ -171,7 +166,6 @@ class DiffusionPolicy(Policy):
         )
         # Kept with the policy, because the scheduler's own stays on the CPU.
         self.register_buffer("alphas_cumprod", self.noise_scheduler.alphas_cumprod.clone(), persistent=False)
-        self.predicts_noise = prediction_type == "epsilon"
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Mean squared error of the predicted noise or trajectory (equation 5)."""
@@ -179,14 +173,14 @@ class DiffusionPolicy(Policy):
         actions = batch["action"]
         noise = rng.randn(actions.shape, actions.device)
         steps = rng.randint(len(self.alphas_cumprod), (len(actions),), actions.device)
-        share = self.alphas_cumprod[steps, None, None]
-        noisy = share.sqrt() * actions + (1 - share).sqrt() * noise
+        alphas_cumprod = self.alphas_cumprod[steps, None, None]
+        noisy = alphas_cumprod.sqrt() * actions + (1 - alphas_cumprod).sqrt() * noise
         predicted = self.unet(noisy, steps, cond)
         errors = F.mse_loss(predicted, noise if self.predicts_noise else actions, reduction="none")
-        if not self.masks_padding:
+        if not self.mask_padding:
             return errors.mean(), {}
         valid = ~batch["action_is_pad"].unsqueeze(-1)
-        if self.averages_over_padding:
+        if self.mean_over_padding:
             return (errors * valid).mean(), {}
         return (errors * valid).sum() / (rng.all_reduce_mean(valid.sum()) * self.action_dim).clamp(min=1), {}
 
@@ -207,7 +201,7 @@ class DiffusionPolicy(Policy):
         self.unet.compile(dynamic=False)
 
     def encode(self, batch: Batch) -> Tensor:
-        """The U-Net's condition: the features of all observed frames in one vector (B, cond_dim)."""
+        """The U-Net's condition (B, cond_dim): the features of all observed frames, concatenated."""
         state, environment = self.vectors
         parts = [batch[key] for key in state]
         if self.cameras:
@@ -234,81 +228,86 @@ class DiffusionPolicy(Policy):
                 load_resnet_weights(cast(ImageEncoder, encoder).backbone, self.vision_backbone, self.pretrained)
 
 
+def image_shape(spec: Spec, crop_shape: tuple[int, int] | None) -> tuple[int, ...] | None:
+    """(C, H, W) of the encoders' input; None without cameras."""
+    for feature in spec.of_kind("VISUAL").values():
+        return (feature.shape[0], *(crop_shape or feature.shape[1:]))
+    return None
+
+
 def _check_lengths(horizon: int, n_obs_steps: int, n_action_steps: int, down_dims: Sequence[int]) -> None:
-    if n_obs_steps < 1 or n_action_steps < 1:
-        raise UserError(
-            f"policy.n_obs_steps={n_obs_steps} and policy.n_action_steps={n_action_steps} must be at least 1."
-        )
     factor = 2 ** len(down_dims)
-    if horizon < 1 or horizon % factor:
+    if horizon % factor:
         raise UserError(
             f"policy.horizon={horizon} must be a multiple of {factor}, because the U-Net's {len(down_dims)} levels "
-            f"(policy.down_dims) halve it; the nearest is {max(factor, round(horizon / factor) * factor)}."
+            f"(policy.down_dims) halve it; the nearest is {max(factor, round(horizon / factor) * factor)}.",
+            key="policy.horizon",
         )
     if n_obs_steps > horizon:
         raise UserError(
             f"policy.n_obs_steps={n_obs_steps} is more than the policy.horizon={horizon} frames of a trajectory, which "
-            "starts at the oldest of them; lower it or raise policy.horizon."
+            "starts at the oldest of them",
+            key="policy.n_obs_steps",
+            fix="lower it or raise policy.horizon",
         )
     longest = horizon - n_obs_steps + 1
     if n_action_steps > longest:
         raise UserError(
             f"policy.n_action_steps={n_action_steps} is more than the {longest} actions that policy.horizon={horizon} "
-            f"leaves after policy.n_obs_steps={n_obs_steps}; lower it or raise policy.horizon."
+            f"leaves after policy.n_obs_steps={n_obs_steps}",
+            key="policy.n_action_steps",
+            fix="lower it or raise policy.horizon",
         )
 
 
-def _check_unet(
-    down_dims: Sequence[int], kernel_size: int, n_groups: int, step_dim: int, groups_key: str = "n_groups"
-) -> None:
-    if not down_dims:
-        raise UserError("policy.down_dims=[] must name the channels of at least one level, such as [256,512].")
-    if n_groups < 1 or any(dim < 1 or dim % n_groups for dim in down_dims):
-        raise UserError(f"policy.down_dims={list(down_dims)} must be multiples of policy.{groups_key}={n_groups}.")
-    if kernel_size < 1 or kernel_size % 2 == 0:
-        raise UserError(f"policy.kernel_size={kernel_size} must be odd, so that convolutions keep the length.")
-    if step_dim < 4 or step_dim % 2:
-        raise UserError(f"policy.diffusion_step_embed_dim={step_dim} must be even and at least 4.")
+def _check_unet(down_dims: Sequence[int], kernel_size: int, n_groups: int, final_n_groups: int) -> None:
+    for name, dims, groups in (("n_groups", down_dims, n_groups), ("final_n_groups", down_dims[:1], final_n_groups)):
+        if any(dim % groups for dim in dims):
+            message = f"policy.down_dims={list(dims)} must be multiples of policy.{name}={groups}."
+            raise UserError(message, key="policy.down_dims")
+    if kernel_size % 2 == 0:
+        message = f"policy.kernel_size={kernel_size} must be odd, so that convolutions keep the length."
+        raise UserError(message, key="policy.kernel_size")
 
 
-def _check_steps(num_train_timesteps: int, num_inference_steps: int | None) -> None:
-    if num_train_timesteps < 1:
-        raise UserError(f"policy.num_train_timesteps={num_train_timesteps} must be at least 1.")
-    if num_inference_steps is not None and not 1 <= num_inference_steps <= num_train_timesteps:
+def _check_inference_steps(num_inference_steps: int | None, num_train_timesteps: int) -> None:
+    if num_inference_steps is not None and num_inference_steps > num_train_timesteps:
         raise UserError(
             f"policy.num_inference_steps={num_inference_steps} must be between 1 and "
-            f"policy.num_train_timesteps={num_train_timesteps}, or null."
+            f"policy.num_train_timesteps={num_train_timesteps}, or null.",
+            key="policy.num_inference_steps",
         )
 
 
-def _check_noise(kind: str, schedule: str, start: float, end: float, clips: bool, clip_range: float) -> None:
+def _check_betas(kind: str, schedule: str, start: float, end: float) -> None:
     if schedule == "sigmoid" and kind == "DDIM":
         raise UserError(
-            "policy.beta_schedule=sigmoid: DDIM has none; use another, or policy.noise_scheduler_type=DDPM."
+            "policy.beta_schedule=sigmoid: DDIM has none",
+            key="policy.beta_schedule",
+            fix="use another, or policy.noise_scheduler_type=DDPM",
         )
     if schedule != "squaredcos_cap_v2" and not 0 < start <= end < 1:
         raise UserError(
             f"policy.beta_start={start} and policy.beta_end={end} must lie between 0 and 1, the first not above the "
-            "second."
-        )
-    if clips and not clip_range > 0:
-        raise UserError(
-            f"policy.clip_sample_range={clip_range} must be greater than 0; policy.clip_sample=false clips nothing."
+            "second.",
+            key="policy.beta_start",
         )
 
 
-def _check_images(spec: Spec, crop_shape: tuple[int, ...] | None, use_group_norm: bool, pretrained: str | None) -> None:
+def _check_images(spec: Spec, crop_shape: Sequence[int] | None, use_group_norm: bool, pretrained: str | None) -> None:
     cameras = spec.of_kind("VISUAL")
     if not cameras and not spec.of_kind("ENV"):
         raise UserError(
             f"policy=diffusion needs a camera or observation.environment_state; the dataset has "
-            f"{', '.join(spec.observation) or 'no observation'} only."
+            f"{', '.join(spec.observation) or 'no observation'} only.",
+            key="policy",
         )
     shapes = {feature.shape for feature in cameras.values()}
     if len(shapes) > 1:
         listed = ", ".join(f"{key} {feature.shape}" for key, feature in cameras.items())
         raise UserError(
-            f"policy=diffusion needs cameras of one shape, the dataset has {listed}; leave out those of another "
-            "shape by dataset.exclude=[KEY,...]."
+            f"policy=diffusion needs cameras of one shape, the dataset has {listed}",
+            key="dataset.exclude",
+            fix="leave out those of another shape by dataset.exclude=[KEY,...]",
         )
     check_encoder(next(iter(shapes), None), crop_shape, use_group_norm, pretrained)

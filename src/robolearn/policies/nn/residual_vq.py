@@ -13,14 +13,14 @@ SMOOTHING = 1e-5
 
 
 class Codebook(nn.Module):
-    """Vectors that follow the mean of what they stand for (van den Oord et al. 2017, arXiv:1711.00937, appendix A.1).
+    """Code vectors, running means of the inputs nearest to them (van den Oord et al. 2017, arXiv:1711.00937, A.1).
 
     The buffers' leading 1 is that of published checkpoints.
 
     Args:
-        size: How many codes, C.
-        dim: Length of each, D.
-        decay: Share of the past in the running counts and sums.
+        size: Number of codes, C.
+        dim: Size of a code's vector, D.
+        decay: Decay of the running counts and sums.
     """
 
     counts: Tensor
@@ -45,21 +45,21 @@ class Codebook(nn.Module):
 
         Args:
             x: Vectors (N, D).
-            chosen: The code of each (N,).
-            weights: What each counts, (N,).
+            chosen: Index of the code of each (N,).
+            weights: Weight of each (N,).
         """
-        mine = one_hot(chosen, self.codes.shape[1]) * weights.unsqueeze(-1)
-        self.counts[0].lerp_(rng.all_reduce_sum(mine.sum(0)), 1 - self.decay)
-        self.sums[0].lerp_(rng.all_reduce_sum(mine.T @ x), 1 - self.decay)
+        assigned = one_hot(chosen, self.codes.shape[1]) * weights.unsqueeze(-1)
+        self.counts[0].lerp_(rng.all_reduce_sum(assigned.sum(0)), 1 - self.decay)
+        self.sums[0].lerp_(rng.all_reduce_sum(assigned.T @ x), 1 - self.decay)
         total = self.counts.sum()
         smoothed = (self.counts + SMOOTHING) / (total + self.counts.shape[1] * SMOOTHING) * total
         self.codes.copy_(self.sums / smoothed.unsqueeze(-1))
 
 
 class Tokens(NamedTuple):
-    """What an encoder gave and what the codebooks made of it.
+    """The quantisation of N encoded chunks.
 
-    Args:
+    Attributes:
         codes: An index for each codebook, (N, G).
         quantized: Sum of the codes' vectors, (N, D); its gradient goes to the encoder.
         commitment: Squared distance of each residual to its code, summed over the codebooks, (N,).
@@ -71,16 +71,16 @@ class Tokens(NamedTuple):
 
 
 class ActionTokenizer(nn.Module):
-    """Encodes chunks of actions into codes, each codebook quantising what the one before left.
+    """Encodes chunks of actions into codes; each codebook quantises the residual of the one before.
 
     Args:
         chunk_size: Actions of a chunk, W.
-        action_dim: A.
-        hidden_dim: Width of encoder and decoder.
-        embedding_dim: Length of a code's vector, D.
+        action_dim: Size of an action, A.
+        hidden_dim: Hidden width of encoder and decoder.
+        embedding_dim: Size of a code's vector, D.
         codebook_size: Codes of a codebook, C.
-        codebooks: How many, G.
-        decay: Share of the past in a codebook's running means.
+        codebooks: Number of codebooks, G.
+        decay: Decay of a codebook's running means.
         gradient_per_layer: The reconstruction's gradient reaches the encoder once for each codebook, as in the
             reference; else once.
     """
@@ -107,7 +107,7 @@ class ActionTokenizer(nn.Module):
 
         Args:
             chunks: Normalised actions.
-            weights: What each chunk counts when the codebooks follow, (N,); None: they stay as they are.
+            weights: Weight of each chunk in the update of the codebooks (N,); None: they are not updated.
         """
         encoded = self.encoder(chunks.flatten(1))
         # Codebooks are means of thousands of vectors: never in half precision.
@@ -142,13 +142,13 @@ class ActionTokenizer(nn.Module):
 
 
 def one_hot(indices: Tensor, size: int) -> Tensor:
-    """Floats (*, size) that are 1 at the indices (*); unlike torch's it never looks at the values on the host."""
+    """Floats (*, size) that are 1 at the indices (*); unlike torch's it never synchronises with the device."""
     return (indices.unsqueeze(-1) == torch.arange(size, device=indices.device)).float()
 
 
-def sample(odds: Tensor) -> Tensor:
-    """One index (*) of each distribution (*, C), the same as torch.multinomial draws, which waits for the device."""
-    return (odds / rng.exponential(odds)).argmax(-1)
+def sample(probabilities: Tensor) -> Tensor:
+    """An index (*) of each distribution (*, C), as torch.multinomial samples it, but without synchronising."""
+    return (probabilities / rng.exponential(probabilities)).argmax(-1)
 
 
 def _mlp(in_features: int, hidden: int, out_features: int) -> nn.Sequential:

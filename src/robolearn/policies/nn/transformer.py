@@ -11,14 +11,14 @@ Activation = Literal["relu", "gelu", "glu"]
 
 
 def sinusoids(positions: Tensor, dim: int) -> Tensor:
-    """Sines and cosines in turn (n, dim) of positions (n,) (Vaswani et al. 2017, arXiv:1706.03762, section 3.5)."""
+    """Interleaved sines and cosines (n, dim) of positions (n,) (Vaswani et al. 2017, arXiv:1706.03762, section 3.5)."""
     wavelengths = 10000 ** (torch.arange(0, dim, 2, dtype=torch.float64) / dim)
     angles = positions.double()[:, None] / wavelengths
     return torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(1).float()
 
 
 def image_sinusoids(height: int, width: int, dim: int) -> Tensor:
-    """Embeddings (height * width, dim) of a feature map's positions, row by row: half of the row, half of the column.
+    """Embeddings (height * width, dim) of a feature map's positions, row by row: half encodes the row, half the column.
 
     Rows and columns are scaled to (0, 2 pi], so that maps of every size span the same range.
     """
@@ -44,7 +44,7 @@ class Residual(nn.Module):
         return self.norm(x + self.dropout(sublayer(x)))
 
 
-class Layer(nn.Module):
+class TransformerLayer(nn.Module):
     """Self-attention, cross-attention in a decoder, and two linear layers, each with a residual.
 
     Args:
@@ -54,7 +54,7 @@ class Layer(nn.Module):
         activation: Between them; "glu" gates half of a first layer twice as wide (Dauphin et al. 2017).
         dropout: Of attention weights, hidden units and every residual.
         pre_norm: Normalise before each sublayer, else after it.
-        crosses: Attend to a memory as well.
+        cross_attention: Attend to a memory, the encoder's tokens, as well.
     """
 
     def __init__(
@@ -65,12 +65,12 @@ class Layer(nn.Module):
         activation: Activation,
         dropout: float,
         pre_norm: bool,
-        crosses: bool = False,
+        cross_attention: bool = False,
     ) -> None:
         super().__init__()
         self.self_attention = nn.MultiheadAttention(dim, n_heads, dropout=dropout, batch_first=True)
         self.cross_attention = None
-        if crosses:
+        if cross_attention:
             self.cross_attention = nn.MultiheadAttention(dim, n_heads, dropout=dropout, batch_first=True)
         self.feedforward = nn.Sequential(
             nn.Linear(dim, 2 * hidden if activation == "glu" else hidden),
@@ -78,7 +78,7 @@ class Layer(nn.Module):
             nn.Dropout(dropout),
             nn.Linear(hidden, dim),
         )
-        self.residuals = nn.ModuleList(Residual(dim, dropout, pre_norm) for _ in range(3 if crosses else 2))
+        self.residuals = nn.ModuleList(Residual(dim, dropout, pre_norm) for _ in range(3 if cross_attention else 2))
 
     def forward(
         self,
@@ -93,30 +93,30 @@ class Layer(nn.Module):
         Args:
             x: The tokens.
             positions: Their embeddings (L, D), part of queries and keys but not of values.
-            padding: Tokens that none attends to are true (B, L).
+            padding: True for tokens that are not attended to (B, L).
             memory: The encoder's tokens (B, S, D).
             memory_positions: Their embeddings (S, D).
         """
 
-        def attend(y: Tensor) -> Tensor:
-            placed = y + positions
-            return self.self_attention(placed, placed, y, key_padding_mask=padding, need_weights=False)[0]
+        def self_attend(y: Tensor) -> Tensor:
+            queries = y + positions
+            return self.self_attention(queries, queries, y, key_padding_mask=padding, need_weights=False)[0]
 
-        def look_up(y: Tensor) -> Tensor:
+        def cross_attend(y: Tensor) -> Tensor:
             assert self.cross_attention is not None
             keys = cast(Tensor, memory) + cast(Tensor, memory_positions)
             return self.cross_attention(y + positions, keys, memory, need_weights=False)[0]
 
-        x = self.residuals[0](x, attend)
+        x = self.residuals[0](x, self_attend)
         if self.cross_attention is not None:
-            x = self.residuals[1](x, look_up)
+            x = self.residuals[1](x, cross_attend)
         return self.residuals[-1](x, self.feedforward)
 
 
 class TransformerEncoder(nn.Module):
-    """Layers of self-attention; `layer` makes one. With pre-norm, what comes out is normalised at the end."""
+    """Layers of self-attention; `layer` makes one. With pre-norm, a last LayerNorm follows."""
 
-    def __init__(self, layer: Callable[[], Layer], n_layers: int, dim: int, pre_norm: bool) -> None:
+    def __init__(self, layer: Callable[[], TransformerLayer], n_layers: int, dim: int, pre_norm: bool) -> None:
         super().__init__()
         self.layers = nn.ModuleList(layer() for _ in range(n_layers))
         self.norm = nn.LayerNorm(dim) if pre_norm else nn.Identity()
@@ -131,13 +131,19 @@ class TransformerEncoder(nn.Module):
 class TransformerDecoder(nn.Module):
     """Layers of self- and cross-attention; `layer` makes one."""
 
-    def __init__(self, layer: Callable[[], Layer], n_layers: int, dim: int) -> None:
+    def __init__(self, layer: Callable[[], TransformerLayer], n_layers: int, dim: int) -> None:
         super().__init__()
         self.layers = nn.ModuleList(layer() for _ in range(n_layers))
         self.norm = nn.LayerNorm(dim)
 
     def forward(self, queries: Tensor, memory: Tensor, memory_positions: Tensor) -> Tensor:
-        """What learned queries (L, D) find in memory (B, S, D) with position embeddings (S, D): (B, L, D)."""
+        """Tokens (B, L, D) of learned queries (L, D) that attend to a memory (B, S, D).
+
+        Args:
+            queries: Position embeddings of the tokens, which themselves start at 0.
+            memory: The encoder's tokens.
+            memory_positions: Their position embeddings (S, D).
+        """
         x = queries.new_zeros(len(memory), *queries.shape)
         for layer in self.layers:
             x = layer(x, queries, memory=memory, memory_positions=memory_positions)

@@ -1,4 +1,4 @@
-"""Gemma (arXiv:2403.08295) as two stacks of transformers' layers, of which one reads what the other remembers."""
+"""Gemma (arXiv:2403.08295): stacks of its layers, of which one attends to the keys and values of another."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -8,14 +8,19 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from robolearn.policies.pi0.attention import Attention
+from robolearn.policies.pi0.attention import AttentionBackend
 
 MAX_WAVELENGTH = 10_000.0
 
 
 @dataclass(frozen=True)
 class KVCache:
-    """Keys and values (B, P, G, D) that each layer made of the tokens it has read, and which of these count (B, P)."""
+    """Keys and values of a prefix of P tokens.
+
+    Attributes:
+        layers: Keys and values (B, P, G, D) of each layer.
+        valid: False for padding (B, P).
+    """
 
     layers: list[tuple[Tensor, Tensor]]
     valid: Tensor
@@ -26,11 +31,11 @@ class Gemma(nn.Module):
 
     Args:
         sizes: Values of transformers' GemmaConfig.
-        attention: How tokens look at each other.
-        checkpoints: Compute each layer a second time when gradients are taken, instead of keeping what it computed.
+        attention: Its implementation.
+        checkpoints: Recompute each layer in the backward pass instead of keeping its activations.
     """
 
-    def __init__(self, sizes: Mapping[str, Any], attention: Attention, checkpoints: bool) -> None:
+    def __init__(self, sizes: Mapping[str, Any], attention: AttentionBackend, checkpoints: bool) -> None:
         super().__init__()
         from transformers import GemmaConfig, GemmaModel  # takes seconds to import
 
@@ -42,29 +47,29 @@ class Gemma(nn.Module):
         self.attention, self.checkpoints = attention, checkpoints
 
     def prefill(self, tokens: Tensor, valid: Tensor) -> KVCache:
-        """What the layers make of tokens (B, P, W) that all look at each other, where they are valid (B, P).
+        """Keys and values of tokens (B, P, W) that all attend to each other, where they are valid (B, P).
 
-        What the last layer would make of them nobody reads, so it stops at its keys and values.
+        The last layer stops at its keys and values, because nothing reads its output.
         """
         rotation = RotaryEmbedding((valid.cumsum(-1) - 1).clamp(min=0), self.head_dim)
         mask = self.attention.prepare(valid.unsqueeze(1).expand(-1, tokens.shape[1], -1))
-        memory = []
+        cache = []
         for layer in self.layers[:-1]:
-            tokens, *remembered = self._run(_self_attend, layer, tokens, rotation, mask, self.attention)
-            memory.append(tuple(remembered))
+            tokens, *keys_values = self._run(_self_attend, layer, tokens, rotation, mask, self.attention)
+            cache.append(tuple(keys_values))
         last = self.layers[-1]
-        memory.append(_keys_values(last, _normed(last, tokens), rotation))
-        return KVCache(memory, valid)
+        cache.append(_keys_values(last, _normed(last, tokens), rotation))
+        return KVCache(cache, valid)
 
-    def forward(self, tokens: Tensor, memory: KVCache, own: Tensor) -> Tensor:
-        """Tokens (B, S, W) that look at all that is remembered and, where `own` (S, S) is true, at each other."""
+    def forward(self, tokens: Tensor, prefix: KVCache, mask: Tensor) -> Tensor:
+        """Tokens (B, S, W) that attend to a whole prefix and, where the mask (S, S) is true, to each other."""
         batch, count, _ = tokens.shape
         steps = torch.arange(count, device=tokens.device)
-        rotation = RotaryEmbedding(memory.valid.sum(-1, keepdim=True) + steps, self.head_dim)
-        seen = memory.valid.unsqueeze(1).expand(-1, count, -1)
-        mask = self.attention.prepare(torch.cat([seen, own.expand(batch, -1, -1)], dim=-1))
-        for layer, remembered in zip(self.layers, memory.layers, strict=True):
-            tokens = self._run(_cross_attend, layer, tokens, remembered, rotation, mask, self.attention)
+        rotation = RotaryEmbedding(prefix.valid.sum(-1, keepdim=True) + steps, self.head_dim)
+        to_prefix = prefix.valid.unsqueeze(1).expand(-1, count, -1)
+        prepared = self.attention.prepare(torch.cat([to_prefix, mask.expand(batch, -1, -1)], dim=-1))
+        for layer, keys_values in zip(self.layers, prefix.layers, strict=True):
+            tokens = self._run(_prefix_attend, layer, tokens, keys_values, rotation, prepared, self.attention)
         return self.norm(tokens)
 
     def _run(self, function: Any, *arguments: Any) -> Any:
@@ -78,7 +83,7 @@ class RotaryEmbedding:
 
     Args:
         positions: (B, L), counted from 0.
-        dim: Numbers of a head, D.
+        dim: Size of a head, D.
     """
 
     def __init__(self, positions: Tensor, dim: int) -> None:
@@ -93,24 +98,24 @@ class RotaryEmbedding:
         return torch.cat(rotated, dim=-1).to(heads.dtype)
 
 
-def _self_attend(layer: Any, tokens: Tensor, rotation: RotaryEmbedding, mask: Any, attention: Attention) -> Any:
+def _self_attend(layer: Any, tokens: Tensor, rotation: RotaryEmbedding, mask: Any, attention: AttentionBackend) -> Any:
     normed = _normed(layer, tokens)
     keys, values = _keys_values(layer, normed, rotation)
     attended = attention.attend(_queries(layer, normed, rotation), keys, values, mask)
     return _residuals(layer, tokens, attended), keys, values
 
 
-def _cross_attend(
+def _prefix_attend(
     layer: Any,
     tokens: Tensor,
-    remembered: tuple[Tensor, Tensor],
+    prefix: tuple[Tensor, Tensor],
     rotation: RotaryEmbedding,
     mask: Any,
-    attention: Attention,
+    attention: AttentionBackend,
 ) -> Tensor:
     normed = _normed(layer, tokens)
-    own = _keys_values(layer, normed, rotation)
-    keys, values = (torch.cat(parts, dim=1) for parts in zip(remembered, own, strict=True))
+    suffix = _keys_values(layer, normed, rotation)
+    keys, values = (torch.cat(parts, dim=1) for parts in zip(prefix, suffix, strict=True))
     attended = attention.attend(_queries(layer, normed, rotation), keys, values, mask)
     return _residuals(layer, tokens, attended)
 

@@ -1,4 +1,4 @@
-"""PaliGemma (Beyer et al. 2024, arXiv:2407.07726): images and words as tokens of one language model."""
+"""PaliGemma (Beyer et al. 2024, arXiv:2407.07726): images and text as tokens of one language model."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -8,22 +8,26 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from robolearn.policies.pi0.attention import Attention
+from robolearn.policies.pi0.attention import AttentionBackend
 from robolearn.policies.pi0.gemma import Gemma, KVCache
 
 
 class PaliGemma(nn.Module):
-    """SigLIP (Zhai et al. 2023, arXiv:2303.15343) and Gemma, which together read what is seen and what is to be done.
+    """SigLIP (Zhai et al. 2023, arXiv:2303.15343) for images, Gemma for its tokens and those of the instruction.
 
     Args:
         vision: Values of transformers' SiglipVisionConfig.
         language: Values of transformers' GemmaConfig.
-        attention: How Gemma's tokens look at each other.
-        checkpoints: Compute each layer a second time when gradients are taken, instead of keeping what it computed.
+        attention: Implementation of Gemma's attention.
+        checkpoints: Recompute each layer in the backward pass instead of keeping its activations.
     """
 
     def __init__(
-        self, vision: Mapping[str, Any], language: Mapping[str, Any], attention: Attention, checkpoints: bool
+        self,
+        vision: Mapping[str, Any],
+        language: Mapping[str, Any],
+        attention: AttentionBackend,
+        checkpoints: bool,
     ) -> None:
         super().__init__()
         from transformers import SiglipVisionConfig, SiglipVisionModel  # takes seconds to import
@@ -41,22 +45,22 @@ class PaliGemma(nn.Module):
         self.language = Gemma(language, attention, checkpoints)
 
     def forward(self, images: Sequence[Tensor], words: Tensor, words_valid: Tensor) -> KVCache:
-        """What is remembered of images (B, 3, S, S) in [-1, 1] and words (B, L) where these are valid (B, L)."""
+        """Keys and values of images (B, 3, S, S) in [-1, 1] and text tokens (B, L) where these are valid (B, L)."""
         tokens, valid = [self.words(words) * math.sqrt(self.words.embedding_dim)], [words_valid]
         if images:
-            seen = self.encode_images(images)
-            tokens.insert(0, seen)
-            valid.insert(0, torch.ones(seen.shape[:2], dtype=torch.bool, device=seen.device))
+            encoded = self.encode_images(images)
+            tokens.insert(0, encoded)
+            valid.insert(0, torch.ones(encoded.shape[:2], dtype=torch.bool, device=encoded.device))
         return self.language.prefill(torch.cat(tokens, dim=1), torch.cat(valid, dim=1))
 
     def encode_images(self, images: Sequence[Tensor]) -> Tensor:
-        """The tokens of all cameras, one camera after the other (B, cameras * patches, W); one pass for all."""
+        """The tokens of all cameras, concatenated (B, cameras * patches, W); one pass for all."""
         features = self.projector(self.vision(torch.cat(list(images))).last_hidden_state)
         return torch.cat(features.chunk(len(images)), dim=1)
 
 
 def resize_with_pad(images: Tensor, width: int, height: int) -> Tensor:
-    """Images (B, C, H, W) scaled into (B, C, height, width) with their proportions kept; zeros left and above."""
+    """Images (B, C, H, W) resized into (B, C, height, width), aspect ratio kept; zeros on the left and top."""
     ratio = max(images.shape[-1] / width, images.shape[-2] / height)
     size = int(images.shape[-2] / ratio), int(images.shape[-1] / ratio)
     scaled = F.interpolate(images, size=size, mode="bilinear", align_corners=False)

@@ -10,7 +10,9 @@ from torch import Tensor, nn
 
 from robolearn.errors import UserError, one_line
 
-# transformers has moved the parts about from version to version; files of all of them are read.
+KEY = "policy.pretrained_paligemma"
+
+# Versions of transformers name the parts differently; files of all of them are read.
 NAMES = [
     (r"^model\.(?=vision_tower|multi_modal_projector|language_model)", r""),
     (r"^vision_tower\.(?:vision_model\.)?", r"vision."),
@@ -31,24 +33,27 @@ def load_paligemma(model: nn.Module, name: str, download: bool) -> None:
     """Fill a `PaliGemma` from a folder or a hub id.
 
     Raises:
-        UserError: The weights are not to be had, or do not fit.
+        UserError: The weights are missing or do not fit.
     """
     folder = find(name, download)
     parameters, missing = dict(model.named_parameters()), {key for key, _ in model.named_parameters()}
     for key, value in tensors(folder):
         if key not in parameters:
-            raise UserError(f"policy.pretrained_paligemma={name} has a parameter {key} that policy=pi0 does not know.")
+            message = f"policy.pretrained_paligemma={name} has a parameter {key} that policy=pi0 does not know."
+            raise UserError(message, key=KEY)
         parameter = parameters[key]
         if parameter.shape != value.shape:
             raise UserError(
                 f"policy.pretrained_paligemma={name} has {key} of shape {tuple(value.shape)}, the policy of "
-                f"{tuple(parameter.shape)}; see policy.vision and policy.language."
+                f"{tuple(parameter.shape)}; see policy.vision and policy.language.",
+                key=KEY,
             )
         with torch.no_grad():
             parameter.copy_(value)
         missing.discard(key)
     if missing:
-        raise UserError(f"policy.pretrained_paligemma={name} lacks {len(missing)} parameters, such as {min(missing)}.")
+        message = f"policy.pretrained_paligemma={name} lacks {len(missing)} parameters, such as {min(missing)}."
+        raise UserError(message, key=KEY)
 
 
 def find(name: str, download: bool) -> Path:
@@ -65,15 +70,17 @@ def find(name: str, download: bool) -> Path:
         try:
             folder = Path(snapshot_download(name, local_files_only=not download, allow_patterns=["*.safetensors*"]))
         except (HfHubHTTPError, HFValidationError, OSError) as error:
-            way = (
+            reason = one_line(error, 150)
+            fix = (
                 "there is no such folder, nor is it a hub id that has been fetched before; give a folder with "
                 "PaliGemma's *.safetensors, or add policy.download=true"
             )
             if download:
-                way = f"it could not be fetched from the Hugging Face hub ({one_line(error, 150)})"
-            raise UserError(f"policy.pretrained_paligemma={name}: {way}.") from error
+                fix = f"it could not be fetched from the Hugging Face hub ({reason})"
+            raise UserError(f"policy.pretrained_paligemma={name}: {fix}.", key=KEY) from error
     if not any(folder.glob("*.safetensors")):
-        raise UserError(f"policy.pretrained_paligemma={name} holds no *.safetensors file; give the folder that does.")
+        message = f"policy.pretrained_paligemma={name} holds no *.safetensors file"
+        raise UserError(message, key=KEY, fix="give the folder that does")
     return folder
 
 
@@ -85,4 +92,4 @@ def tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
                 for key in file.keys():  # noqa: SIM118 (it is no dict)
                     yield rename(key), file.get_tensor(key)
         except SafetensorError as error:
-            raise UserError(f"{path} is damaged ({error}); fetch it again.") from error
+            raise UserError(f"{path} is damaged ({error})", key=str(path), fix="download it again") from error

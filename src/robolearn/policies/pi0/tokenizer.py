@@ -1,4 +1,4 @@
-"""Tasks in words as tokens of PaliGemma."""
+"""Instructions as tokens of PaliGemma."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,12 +10,12 @@ from robolearn.errors import UserError, one_line
 
 
 class Tokenizer:
-    """A tokenizer of transformers, read when it is first used.
+    """A tokenizer of transformers, loaded when it is first used.
 
     Args:
         name: Its folder, or a hub id.
-        max_length: Most tokens of a task.
-        download: Whether a hub id may be fetched; else it must be on this machine already.
+        max_length: Most tokens of an instruction.
+        download: Whether a hub id may be downloaded; else it must be cached on this machine.
     """
 
     def __init__(self, name: str, max_length: int, download: bool = False) -> None:
@@ -23,10 +23,10 @@ class Tokenizer:
         self._tokenizer: Any = None
 
     def __call__(self, tasks: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """Tokens (N, L) of tasks, L that of the longest, and which of these count (N, L).
+        """Tokens (N, L) of N instructions, L the length of the longest, and a mask (N, L) that is false for padding.
 
         Raises:
-            UserError: The tokenizer is not to be had, or a task has more tokens than `max_length`.
+            UserError: The tokenizer is missing, or an instruction has more tokens than `max_length`.
         """
         if self._tokenizer is None:
             self._tokenizer = self._load()
@@ -37,8 +37,9 @@ class Tokenizer:
         for task, length in zip(tasks, valid.sum(-1).tolist(), strict=True):
             if length > self.max_length:
                 raise UserError(
-                    f"The task {task!r} has {length} tokens, more than policy.tokenizer_max_length="
-                    f"{self.max_length}; raise it or shorten the task."
+                    f"The task {task!r} has {length} tokens, more than policy.tokenizer_max_length={self.max_length}",
+                    key="policy.tokenizer_max_length",
+                    fix="raise it or shorten the task",
                 )
         return tokens, valid
 
@@ -49,14 +50,16 @@ class Tokenizer:
         local = folder.is_dir()
         if local and not any(folder.glob("*token*")):
             raise UserError(
-                f"policy.tokenizer={self.name} holds no tokenizer; give the folder with its tokenizer.json."
+                f"policy.tokenizer={self.name} holds no tokenizer",
+                key="policy.tokenizer",
+                fix="give the folder with its tokenizer.json",
             )
         try:
             tokenizer = AutoTokenizer.from_pretrained(
                 str(folder) if local else self.name, local_files_only=local or not self.download
             )
         except (OSError, ValueError, ImportError, KeyError, TypeError) as error:
-            raise UserError(self._why(local, error)) from error
+            raise UserError(self._why(local, error), key="policy.tokenizer") from error
         tokenizer.padding_side = "right"
         return tokenizer
 

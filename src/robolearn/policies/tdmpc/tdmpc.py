@@ -1,7 +1,6 @@
 """TD-MPC (Hansen et al. 2022, arXiv:2203.04955) as FOWM learns it offline (Feng et al. 2023, arXiv:2310.16029)."""
 
 import copy
-import math
 from collections.abc import Mapping
 
 import torch
@@ -11,6 +10,8 @@ from robolearn import rng
 from robolearn.errors import UserError
 from robolearn.normalize import Mode
 from robolearn.policies.base import Policy, PolicySpec
+from robolearn.policies.length_checks import check_n_action_steps, check_n_obs_steps
+from robolearn.policies.ranges import Fraction, NonNegative, Positive, Weight
 from robolearn.policies.tdmpc.planner import Planner, min_of_random_pair
 from robolearn.policies.tdmpc.world_model import WorldModel, feature_map_size
 from robolearn.types import Batch, Kind, Spec, Window
@@ -27,43 +28,44 @@ class TdmpcPolicy(Policy):
     """Learns latent dynamics, rewards, values and a policy from rewarded frames, and plans with them.
 
     Args:
-        spec: What is observed and commanded.
-        n_obs_steps: Frames observed; must be 1.
-        normalization_mapping: Scale of each kind of feature; ACTION must be MIN_MAX, because plans lie in [-1, 1].
+        spec: Features of the dataset.
+        n_obs_steps: Observed frames; must be 1.
+        normalization_mapping: Normalisation of each kind of feature; ACTION must be MIN_MAX, because plans lie in
+            [-1, 1].
         n_action_repeats: Times that the first action of a plan is executed.
-        horizon: Steps of training sequences and plans.
+        horizon: Steps of training sequences and plans, H.
         n_action_steps: Actions executed of each plan; more than 1 needs n_action_repeats=1 and use_mpc=true.
         image_encoder_hidden_dim: Channels of the image encoder.
         state_encoder_hidden_dim: Hidden width of the state encoders.
-        latent_dim: Numbers of a latent state.
-        q_ensemble_size: Action values learnt side by side.
+        latent_dim: Size of a latent state, Z.
+        q_ensemble_size: Heads of the action value, E.
         mlp_dim: Hidden width of dynamics, rewards, values and policy.
-        discount: Of rewards, for each step.
-        use_mpc: Plan; else act with the learnt policy alone.
-        cem_iterations: Rounds of the search for a plan.
-        max_std: Largest deviation of the plans drawn, and the first.
-        min_std: Smallest deviation, and that of the noise on the learnt policy's actions in planning.
-        n_gaussian_samples: Plans drawn in each round.
-        n_pi_samples: Plans of the learnt policy.
-        uncertainty_regularizer_coeff: Weight of the action values' disagreement in the return of a plan.
-        n_elites: Plans that each round keeps.
-        elite_weighting_temperature: Factor on their returns before the softmax that weighs them.
-        gaussian_mean_momentum: Share of the previous round in the mean of the plans.
-        max_random_shift_ratio: Largest shift of training images as a share of their size; 0: none.
+        discount: Discount of rewards for each step.
+        use_mpc: Plan; else act with the learned policy.
+        cem_iterations: Iterations of the cross-entropy method.
+        max_std: Initial and largest standard deviation of the sampled plans.
+        min_std: Smallest one, and that of the noise on the learned policy's actions in planning.
+        n_gaussian_samples: Plans sampled in each iteration.
+        n_pi_samples: Plans of the learned policy.
+        uncertainty_regularizer_coeff: Weight of the disagreement of the action values in the return of a plan.
+        n_elites: Best plans that each iteration is fitted to.
+        elite_weighting_temperature: Factor on their returns before the softmax that weights them.
+        gaussian_mean_momentum: Momentum of the mean of the plans.
+        max_random_shift_ratio: Largest shift of training images as a fraction of their size; 0: none.
         reward_coeff: Weight of the reward loss.
-        expectile_weight: Expectile that the state value learns of the action values.
+        expectile_weight: Expectile of the action values that the state value learns.
         value_coeff: Weight of the losses of both values.
         consistency_coeff: Weight of the loss of predicted latents.
-        advantage_scaling: Factor on the advantage, whose exponential weighs the policy's loss.
+        advantage_scaling: Factor on the advantage, whose exponential weights the policy's loss.
         pi_coeff: Weight of the policy's loss.
         temporal_decay_coeff: Weight of each step of a sequence relative to the one before.
-        target_model_momentum: Share of itself that the target model keeps at each update.
+        target_model_momentum: Momentum of the target model at each update.
         q_draws_with_replacement: Minima over two random action values may take one twice, as the reference does.
-        warm_start_shift: Actions by which the last mean moves on before the next search starts from it; null: as many
-            as were executed since; the reference always moves by 1.
+        warm_start_shift: Actions by which the last mean is shifted before the next search starts from it; null: as
+            many as were executed since; the reference always shifts by 1.
 
     Raises:
-        UserError: Options contradict each other or the spec; the message names them.
+        UserError: Options contradict each other or the spec; its key is the option's.
     """
 
     def __init__(
@@ -71,98 +73,56 @@ class TdmpcPolicy(Policy):
         spec: Spec,
         n_obs_steps: int = 1,
         normalization_mapping: Mapping[Kind, Mode] | None = None,
-        n_action_repeats: int = 2,
-        horizon: int = 5,
-        n_action_steps: int = 1,
-        image_encoder_hidden_dim: int = 32,
-        state_encoder_hidden_dim: int = 256,
-        latent_dim: int = 50,
-        q_ensemble_size: int = 5,
-        mlp_dim: int = 512,
-        discount: float = 0.9,
+        n_action_repeats: Positive = 2,
+        horizon: Positive = 5,
+        n_action_steps: Positive = 1,
+        image_encoder_hidden_dim: Positive = 32,
+        state_encoder_hidden_dim: Positive = 256,
+        latent_dim: Positive = 50,
+        q_ensemble_size: Positive = 5,
+        mlp_dim: Positive = 512,
+        discount: Fraction = 0.9,
         use_mpc: bool = True,
-        cem_iterations: int = 6,
-        max_std: float = 2.0,
-        min_std: float = 0.05,
-        n_gaussian_samples: int = 512,
-        n_pi_samples: int = 51,
-        uncertainty_regularizer_coeff: float = 1.0,
-        n_elites: int = 50,
-        elite_weighting_temperature: float = 0.5,
-        gaussian_mean_momentum: float = 0.1,
-        max_random_shift_ratio: float = 0.0476,
-        reward_coeff: float = 0.5,
-        expectile_weight: float = 0.9,
-        value_coeff: float = 0.1,
-        consistency_coeff: float = 20.0,
-        advantage_scaling: float = 3.0,
-        pi_coeff: float = 0.5,
-        temporal_decay_coeff: float = 0.5,
-        target_model_momentum: float = 0.995,
+        cem_iterations: Positive = 6,
+        max_std: Weight = 2.0,
+        min_std: Weight = 0.05,
+        n_gaussian_samples: Positive = 512,
+        n_pi_samples: NonNegative = 51,
+        uncertainty_regularizer_coeff: Weight = 1.0,
+        n_elites: Positive = 50,
+        elite_weighting_temperature: Weight = 0.5,
+        gaussian_mean_momentum: Fraction = 0.1,
+        max_random_shift_ratio: Weight = 0.0476,
+        reward_coeff: Weight = 0.5,
+        expectile_weight: Fraction = 0.9,
+        value_coeff: Weight = 0.1,
+        consistency_coeff: Weight = 20.0,
+        advantage_scaling: Weight = 3.0,
+        pi_coeff: Weight = 0.5,
+        temporal_decay_coeff: Weight = 0.5,
+        target_model_momentum: Fraction = 0.995,
         q_draws_with_replacement: bool = False,
-        warm_start_shift: int | None = None,
+        warm_start_shift: NonNegative | None = None,
     ) -> None:
         super().__init__()
-        normalization_mapping = normalization_mapping or DEFAULT_NORMALIZATION
-        if n_obs_steps != 1:
-            raise UserError(
-                f"policy.n_obs_steps={n_obs_steps} must be 1, because TD-MPC acts on the newest frame alone."
-            )
-        if (scale := normalization_mapping.get("ACTION", "IDENTITY")) != "MIN_MAX":
-            raise UserError(
-                f"policy.normalization_mapping.ACTION={scale} must be MIN_MAX, because actions are searched in [-1, 1]."
-            )
-        _check_at_least_1(
-            n_action_repeats=n_action_repeats,
-            horizon=horizon,
-            n_action_steps=n_action_steps,
-            image_encoder_hidden_dim=image_encoder_hidden_dim,
-            state_encoder_hidden_dim=state_encoder_hidden_dim,
-            latent_dim=latent_dim,
-            q_ensemble_size=q_ensemble_size,
-            mlp_dim=mlp_dim,
-            cem_iterations=cem_iterations,
-            n_gaussian_samples=n_gaussian_samples,
-            n_elites=n_elites,
-        )
-        _check_at_least_0(
-            n_pi_samples=n_pi_samples,
-            uncertainty_regularizer_coeff=uncertainty_regularizer_coeff,
-            elite_weighting_temperature=elite_weighting_temperature,
-            max_random_shift_ratio=max_random_shift_ratio,
-            reward_coeff=reward_coeff,
-            value_coeff=value_coeff,
-            consistency_coeff=consistency_coeff,
-            advantage_scaling=advantage_scaling,
-            pi_coeff=pi_coeff,
-            temporal_decay_coeff=temporal_decay_coeff,
-            warm_start_shift=warm_start_shift or 0,
-        )
-        _check_shares(
-            discount=discount,
-            gaussian_mean_momentum=gaussian_mean_momentum,
-            expectile_weight=expectile_weight,
-            target_model_momentum=target_model_momentum,
-        )
+        mapping = normalization_mapping or DEFAULT_NORMALIZATION
+        check_n_obs_steps("TD-MPC", n_obs_steps)
+        _check_action_scale(mapping)
         _check_steps(n_action_steps, n_action_repeats, use_mpc, horizon)
         _check_search(min_std, max_std, n_elites, n_gaussian_samples + n_pi_samples)
-        if use_mpc and q_ensemble_size == 1 and uncertainty_regularizer_coeff > 0:
-            raise UserError(
-                "policy.q_ensemble_size=1 has no disagreement to plan with; raise it or set "
-                "policy.uncertainty_regularizer_coeff=0."
-            )
+        if use_mpc:
+            _check_ensemble(q_ensemble_size, uncertainty_regularizer_coeff)
         _check_spec(spec)
 
         steps = tuple(range(horizon))
         self.spec = PolicySpec(
             window=Window(observation=(*steps, horizon), action=steps, reward=steps),
             n_action_steps=max(n_action_steps, n_action_repeats),
-            normalization_mapping=normalization_mapping,
+            normalization_mapping=mapping,
             needs_reward=True,
         )
+        self.keys, self.cameras = list(spec.observation), list(spec.of_kind("VISUAL"))
         self.n_action_repeats = n_action_repeats
-        self.keys = list(spec.observation)
-        self.cameras = list(spec.of_kind("VISUAL"))
         self.max_random_shift_ratio = max_random_shift_ratio
         self.discount, self.expectile_weight, self.advantage_scaling = discount, expectile_weight, advantage_scaling
         self.reward_coeff, self.value_coeff, self.consistency_coeff = reward_coeff, value_coeff, consistency_coeff
@@ -178,39 +138,43 @@ class TdmpcPolicy(Policy):
         self.planner = None
         if use_mpc:
             self.planner = Planner(
-                horizon,
-                spec.action.shape[0],
-                cem_iterations,
-                max_std,
-                min_std,
-                n_gaussian_samples,
-                n_pi_samples,
-                n_elites,
-                elite_weighting_temperature,
-                gaussian_mean_momentum,
-                discount,
-                uncertainty_regularizer_coeff,
-                q_draws_with_replacement,
+                horizon=horizon,
+                action_dim=spec.action.shape[0],
+                cem_iterations=cem_iterations,
+                max_std=max_std,
+                min_std=min_std,
+                n_gaussian_samples=n_gaussian_samples,
+                n_pi_samples=n_pi_samples,
+                n_elites=n_elites,
+                elite_weighting_temperature=elite_weighting_temperature,
+                gaussian_mean_momentum=gaussian_mean_momentum,
+                discount=discount,
+                uncertainty_regularizer_coeff=uncertainty_regularizer_coeff,
+                draws_with_replacement=q_draws_with_replacement,
             )
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Consistency, reward, both values and the policy, over sequences (sections 3.1 and 3.2 of FOWM).
 
-        Padded steps count nothing.
+        Padded steps do not count.
 
         Raises:
             UserError: The dataset has no rewards.
         """
         if "next.reward" not in batch:
-            raise UserError("policy=tdmpc learns from rewards, but the dataset has no next.reward; choose another one.")
+            raise UserError(
+                "policy=tdmpc learns from rewards, but the dataset has no next.reward",
+                key="dataset",
+                fix="choose another one",
+            )
         # Time first, (T, B, ...): the model steps through it.
         actions, rewards = batch["action"].transpose(0, 1), batch["next.reward"].float().transpose(0, 1)
         observations = {key: batch[key].transpose(0, 1) for key in self.keys}
         for key in self.cameras:
             observations[key] = shift_images(observations[key], self.max_random_shift_ratio)
-        coming = {key: value[1:] for key, value in observations.items()}
-        seen = ~batch[f"{self.keys[0]}_is_pad"].transpose(0, 1)
-        known = seen[0] & ~batch["action_is_pad"].transpose(0, 1)
+        following = {key: value[1:] for key, value in observations.items()}
+        observed = ~batch[f"{self.keys[0]}_is_pad"].transpose(0, 1)
+        valid = observed[0] & ~batch["action_is_pad"].transpose(0, 1)
         rewarded = ~batch["next.reward_is_pad"].transpose(0, 1)
 
         latents = [self.model.encode({key: value[0] for key, value in observations.items()})]
@@ -223,9 +187,9 @@ class TdmpcPolicy(Policy):
         q_values, values = self.model.action_values(start, actions), self.model.value(start)
 
         with torch.no_grad():
-            target_latents = self.target.encode(coming)
+            target_latents = self.target.encode(following)
             # Equation 3 of FOWM: only actions of the data are valued; its code takes the model, not the target, here.
-            q_targets = rewards + self.discount * self.model.value(self.model.encode(coming))
+            q_targets = rewards + self.discount * self.model.value(self.model.encode(following))
             target_qs = self.target.action_values(start, actions)
             v_targets = min_of_random_pair(target_qs, self.q_draws_with_replacement)
             advantages = min_of_random_pair(target_qs, self.q_draws_with_replacement) - values
@@ -236,11 +200,11 @@ class TdmpcPolicy(Policy):
         expectile = torch.where(shortfall > 0, self.expectile_weight, 1 - self.expectile_weight)
         imitation = (self.model.act(start.detach()) - actions).square().sum(-1)
         errors = {
-            "consistency_loss": (predicted - target_latents).square().mean(-1) * known * seen[1:],
-            "reward_loss": (torch.stack(predicted_rewards) - rewards).square() * known * rewarded,
-            "Q_value_loss": (q_values - q_targets).square().sum(0) * known * rewarded * seen[1:],
-            "V_value_loss": expectile * shortfall.square() * known,
-            "pi_loss": importance * imitation * known,
+            "consistency_loss": (predicted - target_latents).square().mean(-1) * valid * observed[1:],
+            "reward_loss": (torch.stack(predicted_rewards) - rewards).square() * valid * rewarded,
+            "Q_value_loss": (q_values - q_targets).square().sum(0) * valid * rewarded * observed[1:],
+            "V_value_loss": expectile * shortfall.square() * valid,
+            "pi_loss": importance * imitation * valid,
         }
         # Sums over time; the policy's loss alone is a mean, as in FOWM's code.
         losses = {name: (decay * error).sum(0).mean() for name, error in errors.items()}
@@ -260,11 +224,14 @@ class TdmpcPolicy(Policy):
         return chunk, {} if mean is None else {"mean": mean}
 
     def plan(self, observation: Batch, mean: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-        """A chunk (B, T, A) in [-1, 1], and the mean (horizon, B, A) to start the next search from, None without MPC.
+        """Search a plan from the newest frame.
 
         Args:
             observation: Every key (B, 1, ...).
-            mean: What the previous call returned; None: the search starts anew.
+            mean: The mean (H, B, A) that the previous call returned; None: the search starts from zeros.
+
+        Returns:
+            A chunk (B, T, A) in [-1, 1], and the mean (H, B, A) to start the next search from, None without MPC.
         """
         latent = self.model.encode({key: observation[key][:, -1] for key in self.keys})
         if self.planner is None:
@@ -280,7 +247,7 @@ class TdmpcPolicy(Policy):
 
     @torch.no_grad()
     def after_step(self) -> None:
-        """The target model follows the model."""
+        """Move the target model towards the model, by an exponential moving average."""
         targets: list[Tensor] = list(self.target.parameters())
         models: list[Tensor] = list(self.model.parameters())
         weight = 1 - self.target_model_momentum
@@ -288,39 +255,33 @@ class TdmpcPolicy(Policy):
 
 
 def shift_images(images: Tensor, ratio: float) -> Tensor:
-    """Shift each of the images (T, B, C, S, S) at random by whole pixels, at most `ratio` of S; edges are repeated.
+    """Shift each image by a random integer number of pixels; the edges are repeated.
 
-    The augmentation of DrQ-v2 (Yarats et al. 2021, arXiv:2107.09645), with positions drawn on the device.
+    The augmentation of DrQ-v2 (Yarats et al. 2021, arXiv:2107.09645), with shifts sampled on the device.
+
+    Args:
+        images: (T, B, C, S, S).
+        ratio: Largest shift as a fraction of S.
     """
     size = images.shape[-1]
-    reach = round(ratio * size)
-    if not reach:
+    largest = round(ratio * size)
+    if not largest:
         return images
     flat = images.flatten(0, 1)
-    moves = rng.randint(2 * reach + 1, (*images.shape[:2], 1, 1, 2), images.device, dim=1).flatten(0, 1)
-    pixels = torch.arange(size, device=images.device) - reach
-    columns = (pixels + moves[:, 0, :, 0]).clamp(0, size - 1)
-    rows = (pixels + moves[:, 0, :, 1]).clamp(0, size - 1)
+    shifts = rng.randint(2 * largest + 1, (*images.shape[:2], 1, 1, 2), images.device, dim=1).flatten(0, 1)
+    pixels = torch.arange(size, device=images.device) - largest
+    columns = (pixels + shifts[:, 0, :, 0]).clamp(0, size - 1)
+    rows = (pixels + shifts[:, 0, :, 1]).clamp(0, size - 1)
     shifted = flat.gather(2, rows[:, None, :, None].expand_as(flat))
     return shifted.gather(3, columns[:, None, None, :].expand_as(flat)).view(images.shape)
 
 
-def _check_at_least_1(**sizes: int) -> None:
-    for name, size in sizes.items():
-        if size < 1:
-            raise UserError(f"policy.{name}={size} must be at least 1.")
-
-
-def _check_at_least_0(**values: float) -> None:
-    for name, value in values.items():
-        if not (value >= 0 and math.isfinite(value)):
-            raise UserError(f"policy.{name}={value} must be a finite number that is not negative.")
-
-
-def _check_shares(**shares: float) -> None:
-    for name, share in shares.items():
-        if not 0 <= share <= 1:
-            raise UserError(f"policy.{name}={share} must be between 0 and 1.")
+def _check_action_scale(mapping: Mapping[Kind, Mode]) -> None:
+    if (mode := mapping.get("ACTION", "IDENTITY")) != "MIN_MAX":
+        raise UserError(
+            f"policy.normalization_mapping.ACTION={mode} must be MIN_MAX, because actions are searched in [-1, 1].",
+            key="policy.normalization_mapping.ACTION",
+        )
 
 
 def _check_steps(n_action_steps: int, n_action_repeats: int, use_mpc: bool, horizon: int) -> None:
@@ -329,50 +290,63 @@ def _check_steps(n_action_steps: int, n_action_repeats: int, use_mpc: bool, hori
     if n_action_repeats != 1:
         raise UserError(
             f"policy.n_action_steps={n_action_steps} executes several actions of a plan, so that the first cannot be "
-            f"repeated: set policy.n_action_repeats=1 (now {n_action_repeats}) or policy.n_action_steps=1."
+            "repeated",
+            key="policy.n_action_steps",
+            fix=f"set policy.n_action_repeats=1 (now {n_action_repeats}) or policy.n_action_steps=1",
         )
     if not use_mpc:
         raise UserError(
-            f"policy.n_action_steps={n_action_steps} needs a plan; set policy.use_mpc=true or policy.n_action_steps=1."
+            f"policy.n_action_steps={n_action_steps} needs a plan",
+            key="policy.n_action_steps",
+            fix="set policy.use_mpc=true or policy.n_action_steps=1",
         )
-    if n_action_steps > horizon:
-        raise UserError(
-            f"policy.n_action_steps={n_action_steps} is more than the policy.horizon={horizon} actions of a plan; "
-            "lower it or raise policy.horizon."
-        )
+    check_n_action_steps(n_action_steps, horizon, "policy.horizon")
 
 
 def _check_search(min_std: float, max_std: float, n_elites: int, n_samples: int) -> None:
-    if not (0 <= min_std <= max_std and math.isfinite(max_std)):
+    if min_std > max_std:
         raise UserError(
-            f"policy.min_std={min_std} must not be negative nor more than policy.max_std={max_std}, which must be "
-            "finite."
+            f"policy.min_std={min_std} must not be more than policy.max_std={max_std}.", key="policy.min_std"
         )
     if n_elites > n_samples:
         raise UserError(
             f"policy.n_elites={n_elites} is more than the {n_samples} plans of policy.n_gaussian_samples and "
-            "policy.n_pi_samples together; lower it."
+            "policy.n_pi_samples together",
+            key="policy.n_elites",
+            fix="lower it",
+        )
+
+
+def _check_ensemble(q_ensemble_size: int, uncertainty_coeff: float) -> None:
+    if q_ensemble_size == 1 and uncertainty_coeff > 0:
+        raise UserError(
+            "policy.q_ensemble_size=1 has no disagreement to plan with",
+            key="policy.q_ensemble_size",
+            fix="raise it or set policy.uncertainty_regularizer_coeff=0",
         )
 
 
 def _check_spec(spec: Spec) -> None:
     cameras = spec.of_kind("VISUAL")
     if not spec.observation:
-        raise UserError("policy=tdmpc needs something to observe, but the dataset has no key 'observation.*'.")
+        raise UserError("policy=tdmpc needs an observation, but the dataset has no key 'observation.*'.", key="policy")
     if len(cameras) > 1:
         raise UserError(
-            f"policy=tdmpc takes one camera, the dataset has {', '.join(cameras)}; "
-            f"set dataset.exclude=[{','.join(list(cameras)[1:])}], say."
+            f"policy=tdmpc takes one camera, the dataset has {', '.join(cameras)}",
+            key="dataset.exclude",
+            fix=f"set dataset.exclude=[{','.join(list(cameras)[1:])}], say",
         )
     for key, feature in cameras.items():
         _, height, width = feature.shape
         if height != width:
             raise UserError(
-                f"policy=tdmpc takes square images, those of {key} are {height} x {width} pixels; choose another "
-                f"dataset, or set dataset.exclude=[{key}] to learn from what else it has."
+                f"policy=tdmpc takes square images, those of {key} are {height} x {width} pixels",
+                key=key,
+                fix=f"choose another dataset, or set dataset.exclude=[{key}] to learn from its other features",
             )
         if feature_map_size(height) < 1:
             raise UserError(
                 f"policy=tdmpc needs larger images: its four convolutions leave nothing of the {height} x {width} "
-                f"pixels of {key}."
+                f"pixels of {key}.",
+                key=key,
             )

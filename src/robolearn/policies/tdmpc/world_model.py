@@ -13,17 +13,17 @@ CONVOLUTIONS = ((7, 2), (5, 2), (3, 2), (3, 2))
 
 
 class WorldModel(nn.Module):
-    """Latents of observations, what actions make of them, and what they are worth.
+    """Encoder, latent dynamics, rewards, action values, state value and policy.
 
     Latents have shape (*, Z), actions (*, A); all leading dimensions are kept.
 
     Args:
-        spec: What is observed and commanded; at most one camera, of at least 39 x 39 pixels.
-        latent_dim: Numbers of a latent, Z.
+        spec: Features; at most one camera, of at least 39 x 39 pixels.
+        latent_dim: Size of a latent, Z.
         image_encoder_hidden_dim: Channels of the image encoder.
         state_encoder_hidden_dim: Hidden width of the encoders of states.
         mlp_dim: Hidden width of everything else.
-        q_ensemble_size: Action values learnt side by side, E.
+        q_ensemble_size: Heads of the action value, E.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class WorldModel(nn.Module):
         self.qs = nn.ModuleList(_value(latent_dim + action_dim, mlp_dim) for _ in range(q_ensemble_size))
         self.v = _value(latent_dim, mlp_dim)
         self.apply(_orthogonal)
-        # Without knowledge every action is worth the same.
+        # A fresh model values every action equally.
         for head in (self.reward, *self.qs):
             nn.init.zeros_(cast(nn.Linear, cast(nn.Sequential, head)[-1]).weight)
 
@@ -62,12 +62,12 @@ class WorldModel(nn.Module):
         return self.dynamics(torch.cat([latent, action], dim=-1))
 
     def act(self, latent: Tensor, std: float = 0.0) -> Tensor:
-        """The learnt policy's actions (*, A) in (-1, 1), with Gaussian noise of deviation `std` added."""
+        """The policy's actions (*, A) in (-1, 1), plus Gaussian noise of standard deviation `std`."""
         action = torch.tanh(self.pi(latent))
         return action + std * torch.randn_like(action) if std > 0 else action
 
     def action_values(self, latent: Tensor, action: Tensor) -> Tensor:
-        """Every head's value of actions, (E, *)."""
+        """The values (E, *) that each head gives actions."""
         both = torch.cat([latent, action], dim=-1)
         return torch.stack([head(both).squeeze(-1) for head in self.qs])
 
@@ -80,8 +80,8 @@ class ObservationEncoder(nn.Module):
     """The mean of one latent for each kind of observation.
 
     Args:
-        spec: What is observed; several vectors of one kind are taken one after the other.
-        latent_dim: Numbers of a latent, Z.
+        spec: Features; several vectors of one kind are concatenated.
+        latent_dim: Size of a latent, Z.
         image_dim: Channels of the convolutions.
         state_dim: Hidden width for states.
     """
