@@ -218,7 +218,7 @@ def older(folder: Path, out: Path) -> None:
     from safetensors.torch import load_file, save_file
 
     from robolearn.checkpoints.lerobot.config_json import PREPROCESSOR
-    from robolearn.normalize import NEEDS
+    from robolearn.normalize import REQUIRED_STATS
     from robolearn.system.paths import conf_dir
 
     out.mkdir()
@@ -231,7 +231,7 @@ def older(folder: Path, out: Path) -> None:
     steps = json.loads((folder / PREPROCESSOR).read_text())["steps"]
     statistics = load_file(folder / next(step["state_file"] for step in steps if "state_file" in step))
     for key, feature in {**config["input_features"], **config["output_features"]}.items():
-        for stat in NEEDS[config["normalization_mapping"].get(feature["type"], "IDENTITY")]:
+        for stat in REQUIRED_STATS[config["normalization_mapping"].get(feature["type"], "IDENTITY")]:
             owners = ["normalize_inputs"] if key != "action" else ["normalize_targets", "unnormalize_outputs"]
             for owner in owners:
                 state[f"{owner}.buffer_{key.replace('.', '_')}.{stat}"] = statistics[f"{key}.{stat}"].clone()

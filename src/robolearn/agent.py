@@ -1,4 +1,4 @@
-"""From observations to actions: history, normalisation and action chunks, outside the policies."""
+"""An agent acts in environments: observation history, normalisation and action chunks, outside the policies."""
 
 from collections import deque
 from collections.abc import Sequence
@@ -18,9 +18,9 @@ from robolearn.types import Batch
 class Agent:
     """Acts with a policy in N environments at once.
 
-    Keeps the last observations the policy needs (the first one is repeated at the start of an episode) and a queue of
-    the predicted actions; when it is empty, the policy predicts the next chunk. Where the policy has a
-    `temporal_ensemble_coeff`, the action is the weighted mean of what all chunks so far predict for this step.
+    Keeps the last observations in the policy's window (the first one is repeated at the start of an episode) and a
+    queue of predicted actions; when it is empty, the policy predicts the next chunk. With a `temporal_ensemble_coeff`,
+    the action is the weighted mean of the predictions of all chunks so far for this step.
 
     Args:
         policy: In evaluation mode, on `device`; not changed.
@@ -30,7 +30,7 @@ class Agent:
         tasks: Instructions, for a policy that uses language: one for all environments, or one for each.
         explore: Act to collect episodes to learn from.
         cuda_graph: True: replay predictions as CUDA graphs; otherwise they run as usual.
-        compile: Let the policy compile what it acts with, in place.
+        compile: Have the policy compile its networks for acting, in place.
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class Agent:
         compile: bool = False,
     ) -> None:
         self.policy, self.normalizer, self.device, self.amp_dtype = policy, normalizer, device, amp_dtype
-        # A model-based policy's window also looks ahead, which only a dataset can.
+        # A model-based policy's window includes future frames, which only a dataset has.
         self._offsets = [offset for offset in policy.spec.window.observation if offset <= 0]
         self._history: deque[Batch] = deque(maxlen=1 - min(self._offsets))
         self._actions: deque[np.ndarray] = deque()
@@ -144,9 +144,9 @@ class AgentFactory:
 
 
 class TemporalEnsemble:
-    """Averages what overlapping chunks predict for the same step (Zhao et al. 2023, arXiv:2304.13705, section IV-A).
+    """Averages the predictions of overlapping chunks for the same step (ACT, arXiv:2304.13705, section IV-A).
 
-    The i-th oldest of a step's predictions weighs exp(-m i), so with a positive m older ones count more.
+    The i-th oldest prediction of a step has weight exp(-m i), so with a positive m older ones count more.
 
     Args:
         coeff: m.
@@ -157,21 +157,21 @@ class TemporalEnsemble:
         self.reset()
 
     def reset(self) -> None:
-        """Forget all chunks; call it when episodes start."""
+        """Drop all chunks; call it when episodes start."""
         self._mean: Tensor | None = None
         self._chunks = 0
 
     def __call__(self, chunk: Tensor) -> Tensor:
         """The actions (N, A) of this step, given the chunk (N, T, A) predicted now; call it at every step."""
-        # A running mean: the share of the newest of n + 1 predictions is exp(-m n) / sum_i exp(-m i).
+        # A running mean: the weight of the newest of n + 1 predictions is exp(-m n) / sum_i exp(-m i).
         ages = torch.arange(chunk.shape[1], device=chunk.device)
-        shares = 1 / (self.coeff * ages).exp().cumsum(0)
+        weights = 1 / (self.coeff * ages).exp().cumsum(0)
         # The last step of the chunk is new, the one before has been predicted once, and so on.
         earlier = ages.flip(0).clamp(max=self._chunks)
         if self._mean is None:
             self._mean = torch.zeros_like(chunk)
-        share = shares[earlier].to(chunk.dtype).unsqueeze(-1)
-        mean = self._mean + share * (chunk - self._mean)
+        weight = weights[earlier].to(chunk.dtype).unsqueeze(-1)
+        mean = self._mean + weight * (chunk - self._mean)
         self._mean = torch.cat([mean[:, 1:], torch.zeros_like(mean[:, :1])], dim=1)
         self._chunks += 1
         return mean[:, 0]

@@ -28,19 +28,20 @@ def observed(policy: ActPolicy, of: Spec) -> Batch:
 
 
 REFUSED = [
-    ({"n_obs_steps": 2}, r"policy.n_obs_steps=2 must be 1"),
-    ({"n_action_steps": 7}, r"policy.n_action_steps=7 is more than the policy.chunk_size=6 actions.*raise"),
-    ({"temporal_ensemble_coeff": 0.01}, r"policy.temporal_ensemble_coeff=0.01 needs .*policy.n_action_steps=1"),
-    ({"vision_backbone": "vgg11"}, r"policy.vision_backbone=vgg11 is none of torchvision's: .*resnet18"),
-    ({"dim_model": 18}, r"policy.dim_model=18 must be a multiple of 4"),
-    ({"n_heads": 3}, r"policy.dim_model=16 must be a multiple of .*policy.n_heads=3"),
+    ({"n_obs_steps": 2}, "policy.n_obs_steps"),
+    ({"n_action_steps": 7}, "policy.n_action_steps"),
+    ({"temporal_ensemble_coeff": 0.01}, "policy.temporal_ensemble_coeff"),
+    ({"vision_backbone": "vgg11"}, "policy.vision_backbone"),
+    ({"dim_model": 18}, "policy.dim_model"),
+    ({"n_heads": 3}, "policy.dim_model"),
 ]
 
 
-@pytest.mark.parametrize(("options", "message"), REFUSED, ids=[str(options) for options, _ in REFUSED])
-def test_refuses(options: dict[str, Any], message: str) -> None:
-    with pytest.raises(UserError, match=message):
+@pytest.mark.parametrize(("options", "key"), REFUSED, ids=[str(options) for options, _ in REFUSED])
+def test_refuses(options: dict[str, Any], key: str) -> None:
+    with pytest.raises(UserError) as caught:
         act(KEYPOINTS, **options)
+    assert caught.value.key == key
 
 
 @pytest.mark.parametrize("backbone", ["resnet18", "resnet34"])
@@ -209,32 +210,6 @@ def test_actions_are_those_of_the_latent_0() -> None:
     assert torch.equal(policy.act(seen, {})[0], chunk)
     assert torch.equal(policy.decode(seen, torch.zeros(3, 5)), chunk)
     assert not torch.equal(policy.decode(seen, torch.ones(3, 5)), chunk)
-
-
-@pytest.mark.parametrize("training", [True, False], ids=["loss", "act"])
-def test_the_batch_is_not_changed(training: bool) -> None:
-    of = spec(cameras=2, environment=True)
-    policy = act(of).train(training)
-    given = batch(policy, of)
-    before = {key: value.clone() for key, value in given.items()}
-    if training:
-        policy.loss(given)
-    else:
-        policy.act({key: given[key] for key in of.observation}, {})
-    assert given.keys() == before.keys()
-    assert all(torch.equal(given[key], before[key]) for key in before)
-
-
-@pytest.mark.parametrize("use_vae", [False, True])
-def test_the_loss_needs_no_value_on_the_host(use_vae: bool) -> None:
-    # Tensors of the meta device have no values, so that whatever asked for one would raise.
-    of = spec(cameras=2, environment=True)
-    with torch.device("meta"):
-        policy = act(of, use_vae=use_vae)
-    loss, metrics = policy.loss(batch(policy, of, device="meta"))
-    loss.backward()
-    assert loss.shape == ()
-    assert not any(value.requires_grad for value in metrics.values())
 
 
 def test_the_backbone_is_a_group_of_its_own() -> None:

@@ -96,7 +96,7 @@ class Frames:
         }
 
 
-def test_statistics_are_those_of_what_is_learnt() -> None:
+def test_statistics_are_of_the_converted_units() -> None:
     frames, window = Frames(), Window(action=(0, 1, 2))
     own = {"action": {"mean": torch.zeros(14), "q01": torch.ones(14)}, "observation.image": {}}
     stats = AlohaUnits(SPEC, to_pi0_units=False, delta=True).compute_stats(frames, window, own)

@@ -13,43 +13,45 @@ from robolearn.types import Feature, Spec
 KEYPOINTS = spec(environment=True)
 
 REFUSED = [
-    ({"horizon": 9}, r"policy.horizon=9 must be a multiple of 4, .*policy.down_dims.*the nearest is 8"),
-    ({"n_action_steps": 8}, r"policy.n_action_steps=8 is more than the 7 actions that policy.horizon=8 leaves"),
-    ({"n_obs_steps": 6}, r"policy.n_action_steps=4 is more than the 3 actions .*policy.n_obs_steps=6"),
-    ({"down_dims": [8, 15]}, r"policy.down_dims=\[8, 15\] must be multiples of policy.n_groups=4"),
-    ({"n_obs_steps": 9}, r"policy.n_obs_steps=9 is more than the policy.horizon=8 frames of a trajectory"),
-    ({"final_n_groups": 3}, r"policy.down_dims=\[8\] must be multiples of policy.final_n_groups=3"),
-    ({"kernel_size": 4}, r"policy.kernel_size=4 must be odd"),
-    ({"num_inference_steps": 11}, r"policy.num_inference_steps=11 must be between 1 and policy.num_train_timesteps=10"),
+    ({"horizon": 9}, "policy.horizon"),
+    ({"n_action_steps": 8}, "policy.n_action_steps"),
+    ({"n_obs_steps": 6}, "policy.n_action_steps"),
+    ({"down_dims": [8, 15]}, "policy.down_dims"),
+    ({"n_obs_steps": 9}, "policy.n_obs_steps"),
+    ({"final_n_groups": 3}, "policy.down_dims"),
+    ({"kernel_size": 4}, "policy.kernel_size"),
+    ({"num_inference_steps": 11}, "policy.num_inference_steps"),
     (
         {"beta_schedule": "linear", "beta_end": 2.0},
-        r"policy.beta_start=0.0001 and policy.beta_end=2.0 must lie between",
+        "policy.beta_start",
     ),
-    ({"beta_schedule": "linear", "beta_start": 0.5, "beta_end": 0.1}, r"must lie between 0 and 1, the first not above"),
-    ({"beta_schedule": "sigmoid", "noise_scheduler_type": "DDIM"}, r"policy.beta_schedule=sigmoid: DDIM has none"),
+    ({"beta_schedule": "linear", "beta_start": 0.5, "beta_end": 0.1}, "policy.beta_start"),
+    ({"beta_schedule": "sigmoid", "noise_scheduler_type": "DDIM"}, "policy.beta_schedule"),
 ]
 
 
-@pytest.mark.parametrize(("options", "message"), REFUSED, ids=[str(options) for options, _ in REFUSED])
-def test_refuses(options: dict[str, Any], message: str) -> None:
-    with pytest.raises(UserError, match=message):
+@pytest.mark.parametrize(("options", "key"), REFUSED, ids=[str(options) for options, _ in REFUSED])
+def test_refuses(options: dict[str, Any], key: str) -> None:
+    with pytest.raises(UserError) as caught:
         diffusion(KEYPOINTS, **options)
+    assert caught.value.key == key
 
 
 REFUSED_WITH_IMAGES = [
-    ({"crop_shape": [64]}, r"policy.crop_shape=\[64\] must be \[height, width\] or null"),
-    ({"crop_shape": [64, 73]}, r"policy.crop_shape=\[64, 73\] does not fit in the images of 72 x 72 pixels"),
-    ({"pretrained_backbone_weights": "x.pth"}, r"BatchNorm layers, which policy.use_group_norm=true replaces"),
-    ({"vision_backbone": "vgg11"}, r"policy.vision_backbone=vgg11 is none of torchvision's"),
+    ({"crop_shape": [64]}, "policy.crop_shape"),
+    ({"crop_shape": [64, 73]}, "policy.crop_shape"),
+    ({"pretrained_backbone_weights": "x.pth"}, "policy.pretrained_backbone_weights"),
+    ({"vision_backbone": "vgg11"}, "policy.vision_backbone"),
 ]
 
 
 @pytest.mark.parametrize(
-    ("options", "message"), REFUSED_WITH_IMAGES, ids=[str(options) for options, _ in REFUSED_WITH_IMAGES]
+    ("options", "key"), REFUSED_WITH_IMAGES, ids=[str(options) for options, _ in REFUSED_WITH_IMAGES]
 )
-def test_refuses_with_images(options: dict[str, Any], message: str) -> None:
-    with pytest.raises(UserError, match=message):
+def test_refuses_with_images(options: dict[str, Any], key: str) -> None:
+    with pytest.raises(UserError) as caught:
         diffusion(spec(cameras=1), **options)
+    assert caught.value.key == key
 
 
 def test_refuses_a_robot_that_sees_nothing() -> None:
@@ -193,44 +195,6 @@ def test_masked_loss_of_nothing_but_padding_is_zero() -> None:
     assert policy.loss(given)[0].item() == 0.0
 
 
-@pytest.mark.parametrize("training", [True, False], ids=["loss", "act"])
-def test_the_batch_is_not_changed(training: bool) -> None:
-    of = spec(cameras=2, environment=True)
-    policy = diffusion(of).train(training)
-    given = batch(policy, of)
-    before = {key: value.clone() for key, value in given.items()}
-    if training:
-        policy.loss(given)
-    else:
-        policy.act({key: given[key] for key in of.observation}, {})[0]
-    assert given.keys() == before.keys()
-    assert all(torch.equal(given[key], before[key]) for key in before)
-
-
-@pytest.mark.parametrize("masks", [False, True])
-def test_the_loss_needs_no_value_on_the_host(masks: bool) -> None:
-    # Tensors of the meta device have no values, so that whatever asked for one would raise.
-    of = spec(cameras=1, environment=True)
-    with torch.device("meta"):
-        policy = diffusion(of, do_mask_loss_for_padding=masks)
-    loss, metrics = policy.loss(batch(policy, of, device="meta"))
-    loss.backward()
-    assert loss.shape == ()
-    assert not any(value.requires_grad for value in metrics.values())
-
-
-def test_actions_follow_the_seed() -> None:
-    policy = diffusion(KEYPOINTS).eval()
-    observation = {key: batch(policy, KEYPOINTS)[key] for key in KEYPOINTS.observation}
-
-    def act(seed: int) -> torch.Tensor:
-        torch.manual_seed(seed)
-        return policy.act(observation, {})[0]
-
-    assert torch.equal(act(1), act(1))
-    assert not torch.equal(act(1), act(2))
-
-
 def test_clipped_trajectories_stay_in_range() -> None:
     # One step of DDIM from pure noise gives the clean trajectory that it implies, clipped.
     options = {"noise_scheduler_type": "DDIM", "num_inference_steps": 1, "clip_sample_range": 0.5}
@@ -246,10 +210,3 @@ def test_acting_denoises_as_many_times_as_asked() -> None:
         policy.unet.register_forward_hook(lambda *_, calls=calls: calls.append(1))
         policy.act({key: batch(policy, KEYPOINTS)[key] for key in KEYPOINTS.observation}, {})[0]
         assert len(calls) == expected
-
-
-def test_all_parameters_are_trained_in_one_group() -> None:
-    policy = diffusion(spec(cameras=1))
-    groups = policy.param_groups()
-    assert list(groups) == ["policy"]
-    assert len(groups["policy"]) == len(list(policy.parameters()))

@@ -27,25 +27,26 @@ def observed(policy: TdmpcPolicy, of: Spec) -> Batch:
 
 
 REFUSED = [
-    ({"n_obs_steps": 2}, r"policy.n_obs_steps=2 must be 1"),
+    ({"n_obs_steps": 2}, "policy.n_obs_steps"),
     (
         {"normalization_mapping": {"ACTION": "MEAN_STD"}},
-        r"policy.normalization_mapping.ACTION=MEAN_STD must be MIN_MAX",
+        "policy.normalization_mapping.ACTION",
     ),
-    ({"normalization_mapping": {"STATE": "MIN_MAX"}}, r"policy.normalization_mapping.ACTION=IDENTITY must be MIN_MAX"),
-    ({"n_action_steps": 2}, r"policy.n_action_steps=2 .*set policy.n_action_repeats=1 \(now 2\)"),
-    ({**CHUNK, "use_mpc": False}, r"policy.n_action_steps=3 needs a plan; set policy.use_mpc=true"),
-    ({"n_action_repeats": 1, "n_action_steps": 5}, r"policy.n_action_steps=5 is more than the policy.horizon=4"),
-    ({"q_ensemble_size": 1}, r"policy.q_ensemble_size=1 has no disagreement.*policy.uncertainty_regularizer_coeff=0"),
-    ({"n_elites": 14}, r"policy.n_elites=14 is more than the 13 plans"),
-    ({"min_std": 3.0}, r"policy.min_std=3.0 must not be more than policy.max_std=2.0"),
+    ({"normalization_mapping": {"STATE": "MIN_MAX"}}, "policy.normalization_mapping.ACTION"),
+    ({"n_action_steps": 2}, "policy.n_action_steps"),
+    ({**CHUNK, "use_mpc": False}, "policy.n_action_steps"),
+    ({"n_action_repeats": 1, "n_action_steps": 5}, "policy.n_action_steps"),
+    ({"q_ensemble_size": 1}, "policy.q_ensemble_size"),
+    ({"n_elites": 14}, "policy.n_elites"),
+    ({"min_std": 3.0}, "policy.min_std"),
 ]
 
 
-@pytest.mark.parametrize(("options", "message"), REFUSED, ids=[str(options) for options, _ in REFUSED])
-def test_refuses(options: dict[str, Any], message: str) -> None:
-    with pytest.raises(UserError, match=message):
+@pytest.mark.parametrize(("options", "key"), REFUSED, ids=[str(options) for options, _ in REFUSED])
+def test_refuses(options: dict[str, Any], key: str) -> None:
+    with pytest.raises(UserError) as caught:
         TdmpcPolicy(KEYPOINTS, **(SIZES | options))
+    assert caught.value.key == key
 
 
 def image(height: int, width: int) -> Spec:
@@ -53,17 +54,18 @@ def image(height: int, width: int) -> Spec:
 
 
 UNFIT = [
-    (spec(cameras=2), r"takes one camera, the dataset has observation.images.0, observation.images.1"),
-    (image(72, 96), r"takes square images, those of observation.image are 72 x 96 pixels"),
-    (image(38, 38), r"needs larger images.*38 x 38 pixels of observation.image"),
-    (Spec({}, Feature("ACTION", (2,)), 10.0), r"needs something to observe"),
+    (spec(cameras=2), "dataset.exclude"),
+    (image(72, 96), "observation.image"),
+    (image(38, 38), "observation.image"),
+    (Spec({}, Feature("ACTION", (2,)), 10.0), "policy"),
 ]
 
 
-@pytest.mark.parametrize(("of", "message"), UNFIT, ids=[message for _, message in UNFIT])
-def test_refuses_what_it_cannot_see(of: Spec, message: str) -> None:
-    with pytest.raises(UserError, match=message):
+@pytest.mark.parametrize(("of", "key"), UNFIT, ids=[message for _, message in UNFIT])
+def test_refuses_what_it_cannot_see(of: Spec, key: str) -> None:
+    with pytest.raises(UserError) as caught:
         TdmpcPolicy(of, **SIZES)
+    assert caught.value.key == key
 
 
 def test_refuses_a_dataset_without_rewards() -> None:
@@ -130,11 +132,6 @@ def test_computes_in_bfloat16() -> None:
     assert actions.isfinite().all()
 
 
-def test_only_the_model_is_trained() -> None:
-    policy = tdmpc(KEYPOINTS)
-    assert {id(p) for p in policy.param_groups()["policy"]} == {id(p) for p in policy.model.parameters()}
-
-
 def test_a_fresh_model_expects_nothing() -> None:
     model = TdmpcPolicy(KEYPOINTS, **SIZES).model
     latent, action = torch.rand(5, 6), torch.rand(5, ACTION_DIM)
@@ -161,28 +158,6 @@ def test_the_loss_is_the_weighted_sum_of_its_parts() -> None:
     values = 3 * (parts["Q_value_loss"] + parts["V_value_loss"])
     expected = 5 * parts["consistency_loss"] + 2 * parts["reward_loss"] + values + 7 * parts["pi_loss"]
     torch.testing.assert_close(loss.detach(), expected)
-
-
-@pytest.mark.parametrize("training", [True, False], ids=["loss", "act"])
-def test_the_batch_is_not_changed(training: bool) -> None:
-    of = spec(cameras=1, environment=True)
-    policy = tdmpc(of)
-    tensors = reward_batch(policy, of) if training else observed(policy, of)
-    before = {key: value.clone() for key, value in tensors.items()}
-    policy.loss(tensors) if training else policy.act(tensors, {})
-    assert tensors.keys() == before.keys()
-    assert all(torch.equal(tensors[key], before[key]) for key in before)
-
-
-def test_the_loss_needs_no_value_on_the_host() -> None:
-    # Tensors of the meta device have no values, so that whatever asked for one would raise.
-    of = spec(cameras=1, environment=True)
-    with torch.device("meta"):
-        policy = TdmpcPolicy(of, **SIZES)
-    loss, metrics = policy.loss(reward_batch(policy, of, device="meta"))
-    loss.backward()
-    assert loss.shape == ()
-    assert not any(value.requires_grad for value in metrics.values())
 
 
 def test_the_target_moves_by_its_momentum() -> None:
@@ -288,7 +263,7 @@ def agent_of(policy: TdmpcPolicy) -> Agent:
     return Agent(policy.eval(), normalizer, torch.device("cpu"))
 
 
-def test_agents_share_no_memory_and_forget_at_a_reset() -> None:
+def test_agents_share_no_state_and_drop_it_at_a_reset() -> None:
     policy = tdmpc(KEYPOINTS)
     seen = {key: value[:, -1].numpy() for key, value in observed(policy, KEYPOINTS).items()}
 
@@ -299,10 +274,10 @@ def test_agents_share_no_memory_and_forget_at_a_reset() -> None:
     first, other = agent_of(policy), agent_of(policy)
     alone = steps(first)
     assert all(np.array_equal(a, b) for a, b in zip(steps(other), alone, strict=True))
-    remembered = steps(first)
+    continued = steps(first)
     first.reset()
     assert all(np.array_equal(a, b) for a, b in zip(steps(first), alone, strict=True))
-    assert not all(np.array_equal(a, b) for a, b in zip(remembered, alone, strict=True))
+    assert not all(np.array_equal(a, b) for a, b in zip(continued, alone, strict=True))
 
 
 def test_the_first_action_is_repeated() -> None:

@@ -19,20 +19,21 @@ def observed(policy: VqbetPolicy, of: Spec = CAMERA) -> Batch:
 
 
 REFUSED = [
-    ({"n_action_steps": 4}, r"policy.n_action_steps=4 is more than the policy.action_chunk_size=3"),
-    ({"gpt_n_head": 5}, r"policy.gpt_hidden_dim=12 must be a multiple of policy.gpt_n_head=5"),
-    ({"gpt_block_size": 9}, r"policy.gpt_block_size=9 is less than the 10 tokens"),
-    ({"crop_shape": [80, 64]}, r"policy.crop_shape=\[80, 64\] does not fit in the images of 72 x 72 pixels"),
-    ({"crop_shape": [64]}, r"policy.crop_shape=\[64\] must be \[height, width\] or null"),
-    ({"vision_backbone": "vgg16"}, r"policy.vision_backbone=vgg16 is none of torchvision's"),
-    ({"pretrained_backbone_weights": "w.pth"}, r"policy.use_group_norm=true replaces"),
+    ({"n_action_steps": 4}, "policy.n_action_steps"),
+    ({"gpt_n_head": 5}, "policy.gpt_hidden_dim"),
+    ({"gpt_block_size": 9}, "policy.gpt_block_size"),
+    ({"crop_shape": [80, 64]}, "policy.crop_shape"),
+    ({"crop_shape": [64]}, "policy.crop_shape"),
+    ({"vision_backbone": "vgg16"}, "policy.vision_backbone"),
+    ({"pretrained_backbone_weights": "w.pth"}, "policy.pretrained_backbone_weights"),
 ]
 
 
-@pytest.mark.parametrize(("options", "message"), REFUSED, ids=[str(options) for options, _ in REFUSED])
-def test_refuses(options: dict[str, Any], message: str) -> None:
-    with pytest.raises(UserError, match=message):
+@pytest.mark.parametrize(("options", "key"), REFUSED, ids=[str(options) for options, _ in REFUSED])
+def test_refuses(options: dict[str, Any], key: str) -> None:
+    with pytest.raises(UserError) as caught:
         VqbetPolicy(CAMERA, **(SIZES | options))
+    assert caught.value.key == key
 
 
 @pytest.mark.parametrize(
@@ -84,8 +85,8 @@ def learns_and_acts(policy: VqbetPolicy, of: Spec) -> None:
         loss, _ = policy.loss(batch(policy, of) | {"task_index": torch.zeros(3)})
         loss.backward()
         assert loss.isfinite()
-        learnt = {name.startswith("tokenizer.") for name, p in policy.named_parameters() if p.grad is not None}
-        assert learnt == {step == 0}
+        learned = {name.startswith("tokenizer.") for name, p in policy.named_parameters() if p.grad is not None}
+        assert learned == {step == 0}
         assert all(p.grad is not None for p in policy.parameters() if p.requires_grad)
     with torch.inference_mode():
         actions = policy.eval().act(observed(policy, of), {})[0]
@@ -107,14 +108,6 @@ def test_the_tokenizer_learns_first_and_then_stays() -> None:
         tokenized.append({name.startswith("tokenizer.") for name in moved})
         assert ("tokenizer.codebooks.1.codes" in moved) == (step < 2)
     assert tokenized == [{True}, {True}, {False}, {False}]
-
-
-def test_every_parameter_is_in_one_group_whatever_learns_now() -> None:
-    for step in (0, 2):
-        groups = vqbet(step=step).param_groups()
-        names = {id(p): name for name, p in vqbet(step=step).named_parameters()}
-        assert sum(map(len, groups.values())) == len(names)
-        assert set(groups) == {"decay", "no_decay", "tokenizer"}
 
 
 def test_codebooks_follow_in_training_alone() -> None:
@@ -147,28 +140,6 @@ def test_padding_does_not_count(step: int, masked: bool) -> None:
         torch.manual_seed(0)  # codes are drawn
         losses.append(policy.eval().loss(one)[0])
     assert torch.allclose(losses[0], losses[1]) == masked
-
-
-@pytest.mark.parametrize("step", [0, 2, None], ids=["tokenizer", "policy", "act"])
-def test_the_batch_is_not_changed(step: int | None) -> None:
-    policy = vqbet(step=step or 0)
-    tensors = batch(policy, CAMERA) if step is not None else observed(policy)
-    before = {key: value.clone() for key, value in tensors.items()}
-    policy.loss(tensors) if step is not None else policy.act(tensors, {})
-    assert tensors.keys() == before.keys()
-    assert all(torch.equal(tensors[key], before[key]) for key in before)
-
-
-@pytest.mark.parametrize("step", [0, 2], ids=["tokenizer", "policy"])
-@pytest.mark.parametrize("sequential", [False, True])
-def test_the_loss_needs_no_value_on_the_host(step: int, sequential: bool) -> None:
-    # Tensors of the meta device have no values, so that whatever asked for one would raise.
-    with torch.device("meta"):
-        policy = vqbet(step=step, sequentially_select=sequential)
-    loss, metrics = policy.loss(batch(policy, CAMERA, device="meta"))
-    loss.backward()
-    assert loss.shape == ()
-    assert not any(value.requires_grad for value in metrics.values())
 
 
 def test_computes_in_bfloat16() -> None:

@@ -1,1 +1,1 @@
-"""Policies: what is learned, and how it acts."""
+"""Policies: from batches to losses, from observations to chunks of actions."""

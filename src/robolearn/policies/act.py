@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from robolearn import rng
 from robolearn.errors import UserError
-from robolearn.normalize import Mode
+from robolearn.normalize import NormalizationMode
 from robolearn.policies.base import Policy, PolicySpec
 from robolearn.policies.length_checks import check_n_action_steps, check_n_obs_steps
 from robolearn.policies.nn.transformer import (
@@ -27,7 +27,7 @@ from robolearn.policies.nn.vision import check_resnet, load_resnet_weights, resn
 from robolearn.policies.ranges import Positive, Rate, Weight
 from robolearn.types import Batch, Kind, Spec, Window
 
-DEFAULT_NORMALIZATION: dict[Kind, Mode] = {
+DEFAULT_NORMALIZATION: dict[Kind, NormalizationMode] = {
     "VISUAL": "MEAN_STD",
     "STATE": "MEAN_STD",
     "ENV": "MEAN_STD",
@@ -74,7 +74,7 @@ class ActPolicy(Policy):
         n_obs_steps: int = 1,
         chunk_size: Positive = 100,
         n_action_steps: Positive = 100,
-        normalization_mapping: Mapping[Kind, Mode] | None = None,
+        normalization_mapping: Mapping[Kind, NormalizationMode] | None = None,
         vision_backbone: str = "resnet18",
         pretrained_backbone_weights: str | None = None,
         replace_final_stride_with_dilation: bool = False,

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from robolearn.normalize import ActionTransform, Mode
+from robolearn.normalize import ActionTransform, NormalizationMode
 from robolearn.types import Batch, Kind, Window
 
 
@@ -34,7 +34,7 @@ class PolicySpec:
 
     window: Window
     n_action_steps: int
-    normalization_mapping: Mapping[Kind, Mode]
+    normalization_mapping: Mapping[Kind, NormalizationMode]
     drop_n_last_frames: int = 0
     temporal_ensemble_coeff: float | None = None
     action_transform: ActionTransform | None = None

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from robolearn import rng
 from robolearn.errors import UserError
-from robolearn.normalize import Mode
+from robolearn.normalize import NormalizationMode
 from robolearn.policies.base import Policy, PolicySpec
 from robolearn.policies.nn.unet import ConditionalUnet1d, at_autocast_precision
 from robolearn.policies.nn.vision import ImageEncoder, check_encoder, crop_images, load_resnet_weights
@@ -20,7 +20,7 @@ from robolearn.policies.ranges import NonNegative, Positive, PositiveFloat
 from robolearn.types import Batch, Kind, Spec, Window
 
 SCHEDULERS = {"DDPM": DDPMScheduler, "DDIM": DDIMScheduler}
-DEFAULT_NORMALIZATION: dict[Kind, Mode] = {
+DEFAULT_NORMALIZATION: dict[Kind, NormalizationMode] = {
     "VISUAL": "MEAN_STD",
     "STATE": "MIN_MAX",
     "ENV": "MIN_MAX",
@@ -80,7 +80,7 @@ class DiffusionPolicy(Policy):
         n_obs_steps: Positive = 2,
         horizon: Positive = 16,
         n_action_steps: Positive = 8,
-        normalization_mapping: Mapping[Kind, Mode] | None = None,
+        normalization_mapping: Mapping[Kind, NormalizationMode] | None = None,
         drop_n_last_frames: NonNegative | None = None,
         vision_backbone: str = "resnet18",
         pretrained_backbone_weights: str | None = None,

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from robolearn import rng
 from robolearn.errors import UserError
-from robolearn.normalize import Mode
+from robolearn.normalize import NormalizationMode
 from robolearn.policies.base import Policy, PolicySpec
 from robolearn.policies.length_checks import check_n_action_steps
 from robolearn.policies.nn.gpt import Gpt
@@ -18,7 +18,7 @@ from robolearn.policies.ranges import NonNegative, Positive, PositiveFloat, Rate
 from robolearn.types import Batch, Kind, Spec, Window
 
 CODEBOOKS = 2
-DEFAULT_NORMALIZATION: dict[Kind, Mode] = {
+DEFAULT_NORMALIZATION: dict[Kind, NormalizationMode] = {
     "VISUAL": "IDENTITY",
     "STATE": "MIN_MAX",
     "ENV": "MIN_MAX",
@@ -102,7 +102,7 @@ class VqbetPolicy(Policy):
         n_action_pred_token: Positive = 3,
         action_chunk_size: Positive = 5,
         n_action_steps: Positive | None = None,
-        normalization_mapping: Mapping[Kind, Mode] | None = None,
+        normalization_mapping: Mapping[Kind, NormalizationMode] | None = None,
         drop_n_last_frames: NonNegative = 0,
         vision_backbone: str = "resnet18",
         pretrained_backbone_weights: str | None = None,

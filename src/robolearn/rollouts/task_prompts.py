@@ -1,4 +1,4 @@
-"""What is to be done, from words to the tensors that a policy reads: encoded once, gathered on the device."""
+"""Instructions for policies that use language: selected, encoded once, gathered on the device."""
 
 from collections.abc import Sequence
 
@@ -11,19 +11,19 @@ from robolearn.types import Batch
 
 
 class TaskEmbeddings:
-    """Gives batches what the policy reads of the task of each of their frames.
+    """Adds the encoded instruction of each frame to batches.
 
     Args:
-        policy: Reads tasks.
+        policy: Uses language.
         tasks: The dataset's tasks, by task index.
-        device: Where batches lie.
+        device: The device of the batches.
         prompts: What the policy is given in rollouts; those that are none of `tasks` get the next task indices.
 
     Attributes:
         tasks: The dataset's tasks and the new prompts, by task index.
 
     Raises:
-        UserError: The dataset has no task, or the policy can't read one.
+        UserError: The dataset has no task, or the policy cannot encode one.
     """
 
     def __init__(self, policy: Policy, tasks: Sequence[str], device: torch.device, prompts: Sequence[str] = ()) -> None:
@@ -64,7 +64,7 @@ def task_prompts(policy: Policy, evaluator: Evaluator, learned: Sequence[str]) -
     """The instructions of an agent in an evaluation; empty where its policy uses no language.
 
     Raises:
-        UserError: Nothing decides what, or the policy can't read it.
+        UserError: Nothing selects one.
     """
     if not policy.spec.uses_language:
         return []

@@ -1,8 +1,7 @@
 """The one-dimensional U-Net that denoises action sequences (Chi et al. 2023, arXiv:2303.04137, section III.A).
 
-Sequences are (B, T, C) throughout, so that on a GPU every convolution is one matrix product between whose inputs and
-outputs nothing changes its layout; cuDNN's convolutions took twice the time of that, the half of it for layouts. A
-CPU's convolutions are the faster ones.
+Sequences are (B, T, C) throughout, so that on a GPU every convolution is one matrix product without a change of memory
+layout; cuDNN's convolutions took twice the time, half of it for layouts. On a CPU the convolutions are faster.
 """
 
 import math
@@ -46,7 +45,7 @@ class Conv(nn.Conv1d):
             padding = cast(int, self.padding[0])
             x = F.pad(x, (0, 0, padding, padding))
             last = (x.shape[1] - size) // stride * stride
-            # In the order of the weight's entries, which thus need not move.
+            # In the order of the weight's entries, so that the weight need not be copied.
             x = torch.stack([x[:, k : k + last + 1 : stride] for k in range(size)], dim=-1).flatten(2)
         return F.linear(x, self.weight.flatten(1), self.bias)
 
@@ -66,7 +65,7 @@ class Upsample1d(nn.ConvTranspose1d):
     def product(self, x: Tensor) -> Tensor:
         """The same as one matrix product."""
         first, second, third, fourth = F.linear(x, self.weight.flatten(1).T).unflatten(-1, (-1, 4)).unbind(-1)
-        # Every output gets two of the four: the ones of its own input, and of the neighbour it lies next to.
+        # Every output is the sum of two of the four: one of its own input and one of its nearest neighbour.
         even = second + F.pad(fourth[:, :-1], (0, 0, 1, 0))
         odd = third + F.pad(first[:, 1:], (0, 0, 0, 1))
         return torch.stack([even, odd], dim=2).flatten(1, 2) + cast(Tensor, self.bias)
@@ -79,7 +78,7 @@ class GroupNorm(nn.GroupNorm):
         """Same shape as x."""
         if not torch.compiler.is_compiling():
             return super().forward(x.transpose(1, 2)).transpose(1, 2)
-        # Spelt out, a compiler fuses it with what comes before and after, and leaves the layout alone.
+        # Written out, a compiler fuses it with the operations around it and keeps the layout.
         groups = x.float().unflatten(-1, (self.num_groups, -1))
         variance, mean = torch.var_mean(groups, dim=(1, 3), correction=0, keepdim=True)
         normed = (groups - mean) * (variance + self.eps).rsqrt()
@@ -99,11 +98,11 @@ class ConditionalResidualBlock(nn.Module):
     """Two convolutions with a skip, modulated between them by FiLM (Perez et al. 2018, arXiv:1709.07871).
 
     Args:
-        in_channels: Channels that come in.
-        out_channels: Channels that go out.
-        cond_dim: Length of the condition.
-        kernel_size: Of both convolutions.
-        n_groups: Of both GroupNorms.
+        in_channels: Channels of the input.
+        out_channels: Channels of the output.
+        cond_dim: Size of the condition.
+        kernel_size: Kernel size of both convolutions.
+        n_groups: Groups of both GroupNorms.
         use_film_scale_modulation: Scale and bias from the condition; else a bias alone.
     """
 
@@ -140,13 +139,13 @@ class ConditionalUnet1d(nn.Module):
     """Predicts the noise (or the clean sequence) of a noisy action sequence.
 
     Args:
-        action_dim: A.
-        cond_dim: Length of the observation's features.
+        action_dim: Size of an action, A.
+        cond_dim: Size of the observation's features.
         down_dims: Channels of each level; the sequence is halved between levels.
-        kernel_size: Of the convolutions in the residual blocks.
-        n_groups: Of their GroupNorms.
-        final_n_groups: Of the GroupNorm before the last layer.
-        diffusion_step_embed_dim: Length of the embedding of the diffusion step.
+        kernel_size: Kernel size of the convolutions in the residual blocks.
+        n_groups: Groups of their GroupNorms.
+        final_n_groups: Groups of the GroupNorm before the last layer.
+        diffusion_step_embed_dim: Size of the embedding of the diffusion step.
         use_film_scale_modulation: See `ConditionalResidualBlock`.
     """
 
@@ -223,9 +222,9 @@ class ConditionalUnet1d(nn.Module):
 
 
 def at_autocast_precision(module: nn.Module, device: torch.device) -> Callable[..., Tensor]:
-    """The module with its weights already in the precision that autocast brings them to, for calls in a loop.
+    """The module with its weights cast to autocast's precision once, for calls in a loop.
 
-    Without gradients autocast remembers no weight that is reshaped, and would convert all of them in every call.
+    Without gradients autocast caches no weight that is reshaped, and would cast all of them in every call.
     """
     if torch.is_grad_enabled() or not torch.amp.is_autocast_available(device.type):
         return module

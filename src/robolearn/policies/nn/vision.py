@@ -1,4 +1,4 @@
-"""Image encoders: a ResNet, then where in the image its features lie."""
+"""Image encoders: a torchvision ResNet and a spatial softmax over its features."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,18 +11,20 @@ from torchvision.ops import FrozenBatchNorm2d
 from torchvision.transforms.functional import center_crop
 
 from robolearn import rng
-from robolearn.errors import UserError
+from robolearn.errors import UserError, one_of
+
+KEY = "policy.pretrained_backbone_weights"
 
 
 class SpatialSoftmax(nn.Module):
     """Expected image coordinates of learned keypoints (Finn et al. 2016, arXiv:1509.06113, section IV).
 
-    Each keypoint is a softmax over the positions of one linear mix of the feature map's channels; its two numbers
-    are the mean x and y under it, in [-1, 1].
+    Each keypoint is a softmax over the positions of one linear combination of the feature map's channels; its
+    coordinates are the mean x and y under it, in [-1, 1].
 
     Args:
         feature_shape: (C, H, W) of the feature map.
-        num_keypoints: How many keypoints, K.
+        num_keypoints: Number of keypoints, K.
 
     Raises:
         UserError: The map has a single position, where every keypoint would be at 0 whatever the image shows.
@@ -33,8 +35,9 @@ class SpatialSoftmax(nn.Module):
         channels, height, width = feature_shape
         if height * width == 1:
             raise UserError(
-                "The images are too small for the backbone, whose feature map has a single position; "
-                "make policy.crop_shape (or the images) larger than 32 pixels."
+                "The images are too small for the backbone, whose feature map has a single position",
+                key="policy.crop_shape",
+                fix="make policy.crop_shape (or the images) larger than 32 pixels",
             )
         self.keypoints = nn.Conv2d(channels, num_keypoints, kernel_size=1)
         rows, columns = (torch.linspace(-1, 1, n, dtype=torch.float64).float() for n in (height, width))
@@ -78,7 +81,7 @@ class ImageEncoder(nn.Module):
 def check_encoder(
     image_shape: tuple[int, ...] | None, crop_shape: Sequence[int] | None, use_group_norm: bool, pretrained: str | None
 ) -> None:
-    """Rules of what comes before and into an `ImageEncoder`.
+    """Check the crop before an `ImageEncoder` and the weights that are loaded into it.
 
     Args:
         image_shape: (C, H, W) before the crop; None without a camera.
@@ -90,18 +93,21 @@ def check_encoder(
         UserError: The crop does not fit, or the weights do not.
     """
     if crop_shape and len(crop_shape) != 2:
-        raise UserError(f"policy.crop_shape={list(crop_shape)} must be [height, width] or null.")
+        message = f"policy.crop_shape={list(crop_shape)} must be [height, width] or null."
+        raise UserError(message, key="policy.crop_shape")
     if crop_shape and image_shape:
         _, height, width = image_shape
-        if not (0 < crop_shape[0] <= height and 0 < crop_shape[1] <= width):
+        if crop_shape[0] > height or crop_shape[1] > width:
             raise UserError(
-                f"policy.crop_shape={list(crop_shape)} does not fit in the images of {height} x {width} pixels; "
-                "make it smaller or null."
+                f"policy.crop_shape={list(crop_shape)} does not fit in the images of {height} x {width} pixels",
+                key="policy.crop_shape",
+                fix="make it smaller or null",
             )
     if use_group_norm and pretrained:
         raise UserError(
-            "policy.pretrained_backbone_weights hold BatchNorm layers, which policy.use_group_norm=true replaces; "
-            "set policy.use_group_norm=false or policy.pretrained_backbone_weights=null."
+            "policy.pretrained_backbone_weights hold BatchNorm layers, which policy.use_group_norm=true replaces",
+            key="policy.pretrained_backbone_weights",
+            fix="set policy.use_group_norm=false or policy.pretrained_backbone_weights=null",
         )
 
 
@@ -112,8 +118,7 @@ def check_resnet(name: str) -> None:
         UserError: torchvision has no ResNet of that name.
     """
     names = [n for n in torchvision.models.list_models(torchvision.models) if n.startswith("resnet")]
-    if name not in names:
-        raise UserError(f"policy.vision_backbone={name} is none of torchvision's: {', '.join(names)}.")
+    one_of("policy.vision_backbone", name, names)
 
 
 def resnet_body(name: str, norm: Literal["batch", "group", "frozen"], dilate_last: bool = False) -> nn.Sequential:
@@ -136,8 +141,9 @@ def resnet_body(name: str, norm: Literal["batch", "group", "frozen"], dilate_las
         )
     except NotImplementedError:
         raise UserError(
-            f"policy.replace_final_stride_with_dilation=true: {name} cannot be dilated; "
-            "choose policy.vision_backbone=resnet50 or deeper, or false."
+            f"policy.replace_final_stride_with_dilation=true: {name} cannot be dilated",
+            key="policy.replace_final_stride_with_dilation",
+            fix="choose policy.vision_backbone=resnet50 or deeper, or false",
         ) from None
     return nn.Sequential(*list(resnet.children())[:-2])
 
@@ -146,7 +152,7 @@ def load_resnet_weights(body: nn.Sequential, name: str, weights: str) -> None:
     """Fill a ResNet body from a state dict on disk.
 
     Args:
-        body: What `resnet_body` gave.
+        body: From `resnet_body`.
         name: The backbone's name.
         weights: A file of torchvision's ResNet weights, or the name of a torchvision weight, which is looked up in
             torch.hub's folder and never downloaded.
@@ -160,29 +166,32 @@ def load_resnet_weights(body: nn.Sequential, name: str, weights: str) -> None:
             url = torchvision.models.get_weight(weights).url
         except (ValueError, KeyError):
             raise UserError(
-                f"policy.pretrained_backbone_weights={weights} is neither a file nor a weight torchvision knows; "
-                "give policy.pretrained_backbone_weights=PATH or null."
+                f"policy.pretrained_backbone_weights={weights} is neither a file nor a weight torchvision knows",
+                key=KEY,
+                fix="give policy.pretrained_backbone_weights=PATH or null",
             ) from None
         path = Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[1]
     if not path.exists():
         raise UserError(
             f"The backbone weights {path} are not there and nothing is downloaded unasked: "
-            f"{_way_to_fetch(name, weights)}give policy.pretrained_backbone_weights=PATH or null, which starts from "
-            "random ones."
+            f"{_download_command(name, weights)}give policy.pretrained_backbone_weights=PATH or null, which starts "
+            "from random ones.",
+            key=KEY,
         )
     full = torchvision.models.get_model(name, weights=None)
     try:
         full.load_state_dict(_read_weights(path))
     except (RuntimeError, TypeError) as error:
-        raise UserError(f"{path} does not hold the weights of {name}: {str(error).splitlines()[-1].strip()}") from None
+        message = f"{path} does not hold the weights of {name}: {str(error).splitlines()[-1].strip()}"
+        raise UserError(message, key=KEY) from None
     body.load_state_dict(nn.Sequential(*list(full.children())[:-2]).state_dict())
 
 
-def _way_to_fetch(name: str, weights: str) -> str:
-    """The command that fetches weights by their torchvision name."""
+def _download_command(name: str, weights: str) -> str:
+    """The command that downloads weights by their torchvision name."""
     if "/" in weights or "_Weights." not in weights:
         return ""
-    return f"fetch them with python -c \"import torchvision; torchvision.models.{name}(weights='{weights}')\", or "
+    return f"download them with python -c \"import torchvision; torchvision.models.{name}(weights='{weights}')\", or "
 
 
 def _read_weights(path: Path) -> Any:
@@ -190,19 +199,20 @@ def _read_weights(path: Path) -> Any:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # reading bytes that are no pickle ends in errors of every kind
         raise UserError(
-            f"policy.pretrained_backbone_weights={path} is no file of weights ({type(error).__name__}); "
-            "give one that torch.save wrote, or null."
+            f"policy.pretrained_backbone_weights={path} is no file of weights ({type(error).__name__})",
+            key=KEY,
+            fix="give one that torch.save wrote, or null",
         ) from error
 
 
 def crop_images(images: Tensor, size: tuple[int, int], random: bool, per_sample: bool) -> Tensor:
-    """Crop images (B, ..., C, H, W) to (h, w), in the middle or at random positions drawn on the device.
+    """Crop images to (B, ..., C, h, w), at the centre or at random positions sampled on the device.
 
     Args:
-        images: All images of one sample (frames, cameras) are cropped alike.
+        images: (B, ..., C, H, W); all images of one sample (frames, cameras) are cropped at the same position.
         size: (h, w), at most (H, W).
-        random: Draw positions, uniform over all that fit; else the middle.
-        per_sample: One position a sample; else one for the whole batch.
+        random: Sample positions, uniform over all that fit; else the centre.
+        per_sample: A position for each sample; else one for the whole batch.
     """
     height, width = images.shape[-2:]
     h, w = size

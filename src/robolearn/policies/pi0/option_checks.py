@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from robolearn.errors import UserError, did_you_mean
-from robolearn.normalize import Mode
+from robolearn.normalize import NormalizationMode
 from robolearn.types import Kind, Spec
 
 SHARED = ("num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim")
@@ -24,7 +24,9 @@ def check_frozen(freeze_vision_encoder: bool, train_expert_only: bool) -> None:
         )
 
 
-def check_features(spec: Spec, max_state_dim: int, max_action_dim: int, mapping: Mapping[Kind, Mode]) -> None:
+def check_features(
+    spec: Spec, max_state_dim: int, max_action_dim: int, mapping: Mapping[Kind, NormalizationMode]
+) -> None:
     """State and action are vectors that fit; images are not normalised.
 
     Raises:

@@ -60,7 +60,7 @@ def find(name: str, download: bool) -> Path:
     """The folder of weights that a path or a hub id names.
 
     Raises:
-        UserError: There is none, or nothing in it.
+        UserError: It does not exist or holds no weights.
     """
     folder = Path(name).expanduser()
     if not folder.is_dir():

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from robolearn import rng
 from robolearn.errors import UserError
-from robolearn.normalize import Mode
+from robolearn.normalize import NormalizationMode
 from robolearn.policies.base import Policy, PolicySpec
 from robolearn.policies.length_checks import check_n_action_steps, check_n_obs_steps
 from robolearn.policies.pi0 import option_checks
@@ -47,7 +47,7 @@ PUBLISHED = {
     "expert": {"intermediate_size": 4096},
 }
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
-DEFAULT_NORMALIZATION: dict[Kind, Mode] = {
+DEFAULT_NORMALIZATION: dict[Kind, NormalizationMode] = {
     "VISUAL": "IDENTITY",
     "STATE": "MEAN_STD",
     "ENV": "MEAN_STD",
@@ -107,7 +107,7 @@ class Pi0Policy(Policy):
         n_obs_steps: int = 1,
         chunk_size: Positive = 50,
         n_action_steps: Positive = 50,
-        normalization_mapping: Mapping[Kind, Mode] | None = None,
+        normalization_mapping: Mapping[Kind, NormalizationMode] | None = None,
         max_state_dim: Positive = 32,
         max_action_dim: Positive = 32,
         resize_imgs_with_padding: Sequence[Positive] | None = (224, 224),

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from robolearn import rng
 from robolearn.errors import UserError
-from robolearn.normalize import Mode
+from robolearn.normalize import NormalizationMode
 from robolearn.policies.base import Policy, PolicySpec
 from robolearn.policies.length_checks import check_n_action_steps, check_n_obs_steps
 from robolearn.policies.ranges import Fraction, NonNegative, Positive, Weight
@@ -16,7 +16,7 @@ from robolearn.policies.tdmpc.planner import Planner, min_of_random_pair
 from robolearn.policies.tdmpc.world_model import WorldModel, feature_map_size
 from robolearn.types import Batch, Kind, Spec, Window
 
-DEFAULT_NORMALIZATION: dict[Kind, Mode] = {
+DEFAULT_NORMALIZATION: dict[Kind, NormalizationMode] = {
     "VISUAL": "IDENTITY",
     "STATE": "IDENTITY",
     "ENV": "IDENTITY",
@@ -72,7 +72,7 @@ class TdmpcPolicy(Policy):
         self,
         spec: Spec,
         n_obs_steps: int = 1,
-        normalization_mapping: Mapping[Kind, Mode] | None = None,
+        normalization_mapping: Mapping[Kind, NormalizationMode] | None = None,
         n_action_repeats: Positive = 2,
         horizon: Positive = 5,
         n_action_steps: Positive = 1,
@@ -255,7 +255,7 @@ class TdmpcPolicy(Policy):
 
 
 def shift_images(images: Tensor, ratio: float) -> Tensor:
-    """Shift each image by a random integer number of pixels; the edges are repeated.
+    """Shift each image by a random number of whole pixels; the edges are repeated.
 
     The augmentation of DrQ-v2 (Yarats et al. 2021, arXiv:2107.09645), with shifts sampled on the device.
 
@@ -276,7 +276,7 @@ def shift_images(images: Tensor, ratio: float) -> Tensor:
     return shifted.gather(3, columns[:, None, None, :].expand_as(flat)).view(images.shape)
 
 
-def _check_action_scale(mapping: Mapping[Kind, Mode]) -> None:
+def _check_action_scale(mapping: Mapping[Kind, NormalizationMode]) -> None:
     if (mode := mapping.get("ACTION", "IDENTITY")) != "MIN_MAX":
         raise UserError(
             f"policy.normalization_mapping.ACTION={mode} must be MIN_MAX, because actions are searched in [-1, 1].",
