@@ -102,7 +102,7 @@ RULES = {
     "tdmpc: samples": (
         "camera",
         [*TDMPC, "policy.n_gaussian_samples=0"],
-        "policy.n_gaussian_samples=0 must be at least 1",
+        "policy.n_gaussian_samples=0 (the command line) must be at least 1",
     ),
     "tdmpc: scale": (
         "camera",
@@ -119,7 +119,7 @@ RULES = {
     "tdmpc: horizon": (
         "camera",
         [*TDMPC, "policy.n_action_steps=6", "policy.n_action_repeats=1"],
-        "policy.n_action_steps=6 is more than the policy.horizon=5 actions of a plan",
+        "policy.n_action_steps=6 is more than the policy.horizon=5 actions predicted",
     ),
     "tdmpc: cameras": (
         "cameras",
