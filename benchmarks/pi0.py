@@ -108,9 +108,11 @@ def act(config: Any, device: torch.device) -> tuple[float, float, float, float]:
     policy = build(config, device).eval()
     batch = make_batch(policy, 1, config.words, device)
     with torch.inference_mode():
-        run = (
-            captured(lambda: policy.act(batch)) if config.graph and device.type == "cuda" else lambda: policy.act(batch)
-        )
+
+        def chunk() -> Tensor:
+            return policy.act(batch, {})[0]
+
+        run = captured(chunk) if config.graph and device.type == "cuda" else chunk
         run()
         wait(device)
         first = time.perf_counter() - start

@@ -123,7 +123,7 @@ RANGES = {
     "eval": ("robolearn.rollouts.evaluation.Evaluator", {"n_episodes": 0, "batch_size": 0, "seed": -1, "n_videos": -1}),
     "image_transforms": ("robolearn.data.augment.ImageTransforms", {"max_num_transforms": -1}),
     "online": ("robolearn.training.online.Online", {"steps": -1, "sampling_ratio": 1.5, "rollout_n_episodes": 0}),
-    "scheduler": ("robolearn.training.optim.diffusers_schedule", {"num_warmup_steps": -1}),
+    "scheduler": ("robolearn.training.schedules.diffusers_schedule", {"num_warmup_steps": -1}),
 }
 
 

@@ -330,9 +330,9 @@ def message(call) -> str:
 
 
 def test_values_are_checked_before_anything_is_imported():
-    assert "did you mean pixels_agent_pos?" in message(lambda: Aloha(obs_type="pixel_agent_pos"))
-    assert "did you mean state?" in message(lambda: Xarm(obs_type="stat"))
-    assert "did you mean top?" in message(lambda: Aloha(cameras=["tob"]))
+    assert "did you mean 'pixels_agent_pos'?" in message(lambda: Aloha(obs_type="pixel_agent_pos"))
+    assert "did you mean 'state'?" in message(lambda: Xarm(obs_type="stat"))
+    assert "did you mean 'top'?" in message(lambda: Aloha(cameras=["tob"]))
     assert "env.cameras" in message(lambda: Aloha(cameras=[]))
     assert "env.render_quality=best is none of fast, full" in message(lambda: Xarm(render_quality="best"))
     assert "env.render_mode=rgb_array" in message(lambda: Xarm(render_mode=None))
