@@ -199,7 +199,8 @@ def another(key: str, value: Any, annotation: Any) -> tuple[str, Any]:
         values = [get_args(option)[1] for option in _options(annotation) if get_origin(option) is Mapping]
         return another(f"{key}.{name}", value[name], values[0] if values else Any)
     names = [choice for option in _options(annotation) for choice in get_args(option) if isinstance(choice, str)]
-    candidates = [_moved(value), *names, "other", 1, 0.5, [1], True, None]
+    doubled = [2 * value] if type(value) is int else []  # where only multiples are taken
+    candidates = [_moved(value), *doubled, *names, "other", 1, 0.5, [1], True, None]
     return key, next(item for item in candidates if item != value and check_value(key, item, annotation) is None)
 
 

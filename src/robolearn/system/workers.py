@@ -100,7 +100,7 @@ class Worker(Generic[Request, Answer]):
         self._process.join()
 
     def _died(self) -> UserError:
-        self._process.join(5)
+        self._process.join(20)
         message = f"The {self._name} process died (exit code {self._process.exitcode}; too little memory?)"
         return UserError(message, key=self._key, fix=self._fix)
 
