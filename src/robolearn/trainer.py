@@ -119,7 +119,7 @@ class Trainer:
                 self.scalars |= {f"eval/{name}": value for name, value in evaluated.items()}
                 self.metrics.start()
                 break
-            self.save_and_exit()  # a restart evaluates this step again, and so does a run that goes on
+            self.save_and_exit()  # a restart evaluates this step again, and so does a resumed run
         if self.step >= self.end_step:
             for phase in self.phases:
                 phase.finish(self.step, self.run_rollout)
@@ -151,7 +151,7 @@ class Trainer:
                     self.scalars |= rollout(self.is_interrupted)
                 return
             except RolloutInterrupted:
-                self.save_and_exit()  # a restart collects it again, and so does a run that goes on
+                self.save_and_exit()  # a restart collects it again, and so does a resumed run
 
     def read_metrics(self) -> dict[str, float]:
         """Means over the updates since the last call; the one place that synchronises with the device."""

@@ -1,4 +1,4 @@
-"""Optuna's sweeper, for studies that go on: what it left unfinished is done first, and trials are counted in all."""
+"""Optuna's sweeper, for studies that are resumed: unfinished trials run first, and trials are counted in all."""
 
 import json
 import logging

@@ -97,7 +97,7 @@ def check_sweep(job: Job) -> None:
 def run_job(cfg: DictConfig) -> float | None:
     """One run; returns its metric for sweepers.
 
-    A mistake ends a single run with one sentence; in a sweep it is raised, so that the other jobs go on.
+    A mistake ends a single run with one sentence; in a sweep it is raised, so that the other jobs continue.
     """
     try:
         return _train(cfg)

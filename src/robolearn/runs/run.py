@@ -39,7 +39,7 @@ MUTABLE_KEYS = (
     "save_checkpoint",
     "eval",
     "logger",
-    # Where the run lies and whether it goes on says nothing about what it computes.
+    # Where the run lies and whether it is resumed says nothing about what it computes.
     "resume",
     "output_dir",
     "job_name",
@@ -86,7 +86,7 @@ class Run:
         return {k: v if isinstance(v, bool | int | float | str) else str(v) for k, v in leaves.items()}
 
     def check_same(self) -> None:
-        """Refuse to go on with a run of another configuration.
+        """Refuse to resume a run of another configuration.
 
         Raises:
             UserError: Keys differ that may not; the message names them with both values.

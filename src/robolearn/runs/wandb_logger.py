@@ -25,7 +25,7 @@ INSTALL = "pip install 'wandb>=0.19'"
 class WandbLogger:
     """Sends a run's scalars, videos and configuration to Weights & Biases, and at its end the model.
 
-    A run that goes on after an interruption goes on there too: its id lies in ``wandb/run_id`` of the run's folder.
+    A resumed run is resumed there, too: its id lies in ``wandb/run_id`` of the run's folder.
     Curves are drawn over ``step``. In the mode ``offline`` everything stays in ``wandb/`` of the run's folder, until
     ``wandb sync`` sends it.
 

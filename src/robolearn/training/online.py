@@ -1,4 +1,4 @@
-"""The online phase: while a policy is trained, it collects the episodes it goes on learning from."""
+"""The online phase: while a policy is trained, it collects episodes to learn from."""
 
 import logging
 from collections.abc import Callable, Sequence
@@ -40,7 +40,7 @@ class Online:
         env_seed: Of the first episode; every further one counts up by 1.
         buffer_capacity: Frames kept, the newest; an episode of T steps takes T + 1.
         buffer_seed_size: Frames to collect before the first mixed batch.
-        do_rollout_async: Collect in a process of its own, while training goes on.
+        do_rollout_async: Collect in a separate process, in parallel with training.
         use_async_envs: Give each simulator of a rollout a process of its own.
         keep: ``all`` episodes, or the ``successful`` ones; null: all if the policy learns from rewards, the
             successful ones if it imitates what it sees.
