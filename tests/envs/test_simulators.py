@@ -380,3 +380,15 @@ def test_torch_can_load_triton_after_a_simulator_has_loaded_opengl():
     pytest.importorskip("triton")
     code = "from robolearn.envs import Xarm; Xarm().make_vec(1).reset(seed=[0]); import triton"
     assert processes.run([sys.executable, "-c", code]).returncode == 0
+
+
+@pytest.mark.pusht
+def test_pusht_is_seen_as_gym_pusht_draws_it() -> None:
+    from gym_pusht.envs.pusht import PushTEnv
+
+    env = raw(PushT())
+    for seed in range(3):
+        env.reset(seed=seed)
+        env.step(np.array([300.0, 200.0]))
+        screen = env._draw()
+        np.testing.assert_array_equal(env._get_img(screen, 96, 84), PushTEnv._get_img(env, screen, 96, 84))

@@ -125,6 +125,7 @@ def _train(cfg: DictConfig) -> float | None:
 
 def _train_together(cfg: DictConfig, world: "World") -> float | None:
     from robolearn.config.build import build_trainer, plain, total_steps
+    from robolearn.config.devices import describe_device, pick_device
     from robolearn.runs.run import Run
 
     context = HydraConfig.get()
@@ -132,6 +133,7 @@ def _train_together(cfg: DictConfig, world: "World") -> float | None:
     overrides: Any = OmegaConf.to_container(context.overrides.task, resolve=False)
     run = Run(folder, plain(cfg, output_dir=str(folder)), overrides, writes=world.is_main_process)
     run.steps, run.hyperparameters = total_steps(cfg), hyperparameters(context, run.config)
+    run.device = describe_device(pick_device(cfg.device, world))
     with world.process_group():
         if found := world.run_on_main(partial(_ended, cfg, run, context)):
             return found["metric"]

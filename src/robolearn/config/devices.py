@@ -46,6 +46,13 @@ def pick_device(name: str | None, world: World | None = None) -> torch.device:
     return torch.device(name)
 
 
+def describe_device(device: torch.device) -> dict[str, str | None]:
+    """What a run's record says of the device: its name, and the version of CUDA where that is used."""
+    if device.type != "cuda":
+        return {"name": device.type, "cuda": None}
+    return {"name": torch.cuda.get_device_name(device), "cuda": torch.version.cuda}
+
+
 def pick_compile(wanted: bool | None, device: torch.device) -> bool:
     """Whether losses are compiled.
 

@@ -17,6 +17,7 @@ from robolearn.config.schema import TrainConfig
 from robolearn.config.validate import check_roots, check_targets, refuse
 from robolearn.data.augment import ImageTransforms
 from robolearn.data.protocols import FrameDataset
+from robolearn.data.reflection import AntidiagonalReflection
 from robolearn.distributed.world import World
 from robolearn.envs import check_same_spec
 from robolearn.errors import UserError, did_you_mean
@@ -180,7 +181,7 @@ def check_parts(cfg: DictConfig, seen: dict[str, Any]) -> Policy:
 
 def _check_transforms(cfg: DictConfig, dataset: FrameDataset) -> None:
     transforms = build("image_transforms", cfg)
-    if isinstance(transforms, ImageTransforms):
+    if isinstance(transforms, ImageTransforms | AntidiagonalReflection):
         transforms.check(dataset.spec)
 
 

@@ -67,6 +67,8 @@ class DiffusionPolicy(Policy):
         num_inference_steps: Denoising steps when acting; null: num_train_timesteps.
         do_mask_loss_for_padding: Actions beyond the episode's end do not count in the loss.
         average_over_padding: Divide the masked loss by the number of all actions, as the reference does.
+        noise_samples_per_observation: Diffusion steps, with noise of their own, that one encoding of a sample's
+            observation is trained on; more of them share the cost of the images.
 
     Raises:
         UserError: Options contradict each other or the spec; its key is the option's.
@@ -107,6 +109,7 @@ class DiffusionPolicy(Policy):
         num_inference_steps: Positive | None = None,
         do_mask_loss_for_padding: bool = False,
         average_over_padding: bool = False,
+        noise_samples_per_observation: Positive = 1,
     ) -> None:
         super().__init__()
         final_n_groups = n_groups if final_n_groups is None else final_n_groups
@@ -134,6 +137,7 @@ class DiffusionPolicy(Policy):
         self.vision_backbone, self.pretrained = vision_backbone, pretrained_backbone_weights
         self.crop_is_random, self.crop_per_sample = crop_is_random, crop_per_sample
         self.mask_padding, self.mean_over_padding = do_mask_loss_for_padding, average_over_padding
+        self.noise_samples = noise_samples_per_observation
         self.num_inference_steps = num_inference_steps or num_train_timesteps
         self.predicts_noise = prediction_type == "epsilon"
 
@@ -169,8 +173,8 @@ class DiffusionPolicy(Policy):
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Mean squared error of the predicted noise or trajectory (equation 5)."""
-        cond = self.encode(batch)
-        actions = batch["action"]
+        cond = self.encode(batch).repeat_interleave(self.noise_samples, dim=0)
+        actions = batch["action"].repeat_interleave(self.noise_samples, dim=0)
         noise = rng.randn(actions.shape, actions.device)
         steps = rng.randint(len(self.alphas_cumprod), (len(actions),), actions.device)
         alphas_cumprod = self.alphas_cumprod[steps, None, None]
@@ -179,7 +183,7 @@ class DiffusionPolicy(Policy):
         errors = F.mse_loss(predicted, noise if self.predicts_noise else actions, reduction="none")
         if not self.mask_padding:
             return errors.mean(), {}
-        valid = ~batch["action_is_pad"].unsqueeze(-1)
+        valid = ~batch["action_is_pad"].repeat_interleave(self.noise_samples, dim=0).unsqueeze(-1)
         if self.mean_over_padding:
             return (errors * valid).mean(), {}
         return (errors * valid).sum() / (rng.all_reduce_mean(valid.sum()) * self.action_dim).clamp(min=1), {}

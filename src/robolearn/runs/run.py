@@ -70,6 +70,7 @@ class Run:
         self.overrides = overrides
         self.step = self.first_step = 0  # where it is, and where this process began
         self.steps: int | None = None  # where it ends
+        self.device: Mapping[str, str | None] = {}  # what it computes on
         self.hyperparameters: dict[str, Any] = {}  # to compare it by; empty: the whole configuration
         self._since = time.time()
         self._lock = filelock.FileLock(folder / ".lock")
@@ -113,6 +114,7 @@ class Run:
             "git_dirty": bool(diff),
             "python": platform.python_version(),
             "packages": _versions(),
+            "device": dict(self.device),
             "host": socket.gethostname(),
             "user": _user(),
             "time": time.time(),
