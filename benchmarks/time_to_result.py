@@ -1,6 +1,6 @@
 """How long it takes from the command to an evaluated policy, and how good that is over several seeds.
 
-    python benchmarks/time_to_result.py dataset.root=DIR [experiment=diffusion_pusht_fast] [seeds=0,1,2] [out=DIR] [...]
+    python benchmarks/time_to_result.py dataset.root=DIR [experiment=NAME] [seeds=0,1,2] [out=DIR] [...]
 
 Every key of `robolearn-train` may be given. Each seed is a run of its own, one after the other, start-up, compilation
 and evaluation included; a run that is there already under ``out`` is not repeated. Prints a table and, as its last
@@ -21,7 +21,7 @@ from scipy import stats
 
 from robolearn.rollouts.evaluation import wilson_interval
 
-OWN = {"experiment": "diffusion_pusht_fast", "seeds": "0,1,2", "out": "outputs/time_to_result"}
+OWN = {"experiment": "diffusion_pusht_reflected", "seeds": "0,1,2", "out": "outputs/time_to_result"}
 """The benchmark's own keys."""
 
 

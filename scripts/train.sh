@@ -12,7 +12,8 @@ if [[ -n $dataset ]]; then
   data=("dataset.repo_id=$dataset" dataset.download=true)
   [[ -d $dataset ]] && data=("dataset.root=$dataset")
   recipe=diffusion_pusht_cpu steps=20000
-  "$BIN/python" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' && recipe=diffusion_pusht_fast
+  "$BIN/python" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' &&
+    recipe=diffusion_pusht_reflected steps=60000 && data+=(eval.n_videos=4)
   "$BIN/robolearn-train" "+experiment=$recipe" "${data[@]}" "output_dir=$folder" "$@"
 else
   recipe=first_run task=xarm_lift episodes=200 steps=5000
