@@ -1,6 +1,6 @@
 """Records a finished run in docs/results/, with every episode of its evaluation.
 
-    python scripts/record_result.py RUN row=ROW [alone=false] [conditions=TEXT] [evaluation=FOLDER changed=KEY=VALUE,...]
+    python scripts/record_result.py RUN row=ROW [alone=false] [conditions=TEXT] [evaluation=FOLDER changed=KEY=VALUE]
 
 RUN is a run's folder as `benchmarks/time_to_result.py` leaves it, with the seconds of the whole command in a file
 beside it. ROW is one of ``docs/results/goals.yaml``. ``evaluation`` is the folder of a `robolearn-eval` of the run's

@@ -129,28 +129,49 @@ def same_random_numbers() -> Iterator[None]:
     inductor.fallback_random = before
 
 
+def rounded_otherwise(policy: DiffusionPolicy, seed: int) -> DiffusionPolicy:
+    """The policy with every weight as far off as bfloat16's eight bits may bring it."""
+    generator, policy = torch.Generator().manual_seed(seed), copy.deepcopy(policy)
+    with torch.no_grad():
+        for weight in policy.parameters():
+            weight.mul_(1 + 2**-9 * (2 * torch.rand(weight.shape, generator=generator) - 1))
+    return policy
+
+
+def largest_differences(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """Of loss and gradient norm, relative and over all steps."""
+    return (np.abs(one - other) / np.abs(other)).max(axis=0)
+
+
 @pytest.mark.parametrize("images", [False, True], ids=["compiled", "images"])
 @pytest.mark.usefixtures("same_random_numbers")
 def test_the_fast_path_learns_what_the_plain_one_does(images: bool) -> None:
+    torch.manual_seed(0)
     start = small_diffusion(IMAGE if images else PLAIN)
-    plain = make(copy.deepcopy(start), spec_of(start))
-    fast = make(copy.deepcopy(start), spec_of(start), amp_dtype=torch.bfloat16, compile=not images, cuda_graph=True)
-    torch.manual_seed(1)
-    expected = np.array(losses(plain, 20))
-    torch.manual_seed(1)
-    found = np.array(losses(fast, 20))
-    np.testing.assert_allclose(found[:, 0], expected[:, 0], rtol=0.03)
-    np.testing.assert_allclose(found[:, 1], expected[:, 1], rtol=0.15)
-    # Adam takes full steps along gradients that are all rounding, of which an image encoder has many.
-    share = 0.7 if images else 0.15
-    assert distance(plain.policy, fast.policy) < share * distance(plain.policy, start.to(GPU))
+    fast = {"amp_dtype": torch.bfloat16, "compile": not images, "cuda_graph": True}
+    updates = [make(copy.deepcopy(start), spec_of(start), **options) for options in ({}, fast)]
+    # Rounding grows from step to step, because Adam takes full steps along gradients that are all rounding, of which an
+    # image encoder has many. How far it may get is seen in plain runs that begin a rounding apart.
+    updates += [make(rounded_otherwise(start, seed), spec_of(start)) for seed in range(4)]
+    seen = []
+    for update in updates:
+        torch.manual_seed(1)
+        seen.append(np.array(losses(update, 20)))
+    expected, found, *others = seen
+    spread = np.max([largest_differences(other, expected) for other in others], axis=0)
+    assert (largest_differences(found, expected) < 3 * spread).all()
+    plain, quick, *rest = (update.policy for update in updates)
+    assert distance(plain, quick) < 2 * max(distance(plain, other) for other in rest)
 
 
-def test_a_graph_alone_changes_nothing() -> None:
-    start = small_diffusion()
+@pytest.mark.parametrize("images", [False, True], ids=["float32", "images"])
+def test_a_graph_alone_changes_nothing(images: bool) -> None:
+    # In float32 the gradients of a convolution are added up in no fixed order.
+    options: dict[str, Any] = {"amp_dtype": torch.bfloat16} if images else {}
+    start = small_diffusion(IMAGE if images else PLAIN)
     results = []
     for graph in (False, True):
-        update = make(copy.deepcopy(start), spec_of(start), cuda_graph=graph)
+        update = make(copy.deepcopy(start), spec_of(start), cuda_graph=graph, **options)
         torch.manual_seed(1)
         results.append(losses(update, 20))
     np.testing.assert_allclose(results[0], results[1], rtol=1e-3)

@@ -166,11 +166,13 @@ def masked_losses(**options: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Ten
     torch.manual_seed(0)
     loss, _ = policy.loss(given)
     torch.manual_seed(0)
-    noise = torch.randn(given["action"].shape)
-    steps = torch.randint(0, 10, (3,))
-    noisy = policy.noise_scheduler.add_noise(given["action"], noise, steps)
-    errors = (policy.unet(noisy, steps, policy.encode(given)) - noise) ** 2
-    return loss, errors, ~given["action_is_pad"].unsqueeze(-1)
+    each = [number for number in range(3) for _ in range(policy.noise_samples)]
+    actions = given["action"][each]
+    noise = torch.randn(actions.shape)
+    steps = torch.randint(0, 10, (len(each),))
+    noisy = policy.noise_scheduler.add_noise(actions, noise, steps)
+    errors = (policy.unet(noisy, steps, policy.encode(given)[each]) - noise) ** 2
+    return loss, errors, ~given["action_is_pad"][each].unsqueeze(-1)
 
 
 def test_masked_loss_is_the_mean_over_actions_that_are_not_padding() -> None:
@@ -181,6 +183,12 @@ def test_masked_loss_is_the_mean_over_actions_that_are_not_padding() -> None:
 def test_masked_loss_of_the_reference_is_divided_by_all_actions() -> None:
     loss, errors, valid = masked_losses(do_mask_loss_for_padding=True, average_over_padding=True)
     torch.testing.assert_close(loss, (errors * valid).sum() / errors.numel())
+
+
+def test_one_encoding_serves_several_noises() -> None:
+    loss, errors, valid = masked_losses(do_mask_loss_for_padding=True, noise_samples_per_observation=4)
+    assert len(errors) == 12
+    torch.testing.assert_close(loss, errors[valid.expand_as(errors)].mean())
 
 
 def test_unmasked_loss_counts_padding() -> None:
