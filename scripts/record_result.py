@@ -8,7 +8,6 @@ last checkpoint, which counts in place of its own; ``changed`` says what it chan
 the pages.
 """
 
-import hashlib
 import json
 import re
 import sys
@@ -18,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import yaml
 from omegaconf import OmegaConf
-from results import FOLDER, ROOT, Result
+from results import FOLDER, ROOT, Episodes, Result
 
 from robolearn.config.compose import compose, parse
 
@@ -76,18 +75,18 @@ def record(
         success_low=round(evaluated["success_low"], 6),
         success_high=round(evaluated["success_high"], 6),
         avg_max_reward=round(evaluated["avg_max_reward"], 6),
-        episodes={  # pyright: ignore[reportArgumentType]
-            "first_seed": episodes[0]["seed"],
-            "successes": "".join(str(int(each["success"])) for each in episodes),
-            "max_rewards": [round(each["max_reward"], 4) for each in episodes],
-        },
+        episodes=Episodes(
+            first_seed=episodes[0]["seed"],
+            successes="".join(str(int(each["success"])) for each in episodes),
+            max_rewards=[round(each["max_reward"], 4) for each in episodes],
+        ),
     )
 
 
 def write(result: Result, folder: Path) -> Path:
     """Write a record to a file named by what it is of."""
-    digest = hashlib.sha256(result.variant.encode()).hexdigest()[:6]
-    file = folder / f"{result.recipe}_{digest}_seed{result.seed}.json"
+    parts = [result.recipe, re.sub(r"[^\w.]+", "-", result.variant), f"seed{result.seed}"]
+    file = folder / f"{'_'.join(filter(None, parts))}.json"
     text = json.dumps(result.model_dump(), indent=1)
     # A number a line would make a record of 500 episodes 500 lines long.
     file.write_text(re.sub(r"\[\s+(-?\d[^\]]*?)\s+\]", lambda found: f"[{_one_line(found[1])}]", text) + "\n")

@@ -100,8 +100,8 @@ class Result(Strict):
         if len(rewards) != len(successes):
             raise ValueError(f"{len(rewards)} rewards of {len(successes)} episodes")
         interval = wilson_interval(sum(successes), len(successes))
-        expected = (np.mean(successes), *interval, np.mean(rewards))
-        found = (self.success_rate, self.success_low, self.success_high, self.avg_max_reward)
+        expected = np.array([np.mean(successes), *interval, np.mean(rewards)])
+        found = np.array([self.success_rate, self.success_low, self.success_high, self.avg_max_reward])
         if not np.allclose(found, expected, atol=1e-4):
             raise ValueError(
                 f"success, its interval and the average reward are {expected} by the episodes, not {found}"

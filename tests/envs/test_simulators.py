@@ -4,6 +4,7 @@ import os
 import sys
 from ctypes.util import find_library
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -386,7 +387,7 @@ def test_torch_can_load_triton_after_a_simulator_has_loaded_opengl():
 def test_pusht_is_seen_as_gym_pusht_draws_it() -> None:
     from gym_pusht.envs.pusht import PushTEnv
 
-    env = raw(PushT())
+    env: Any = raw(PushT())
     for seed in range(3):
         env.reset(seed=seed)
         env.step(np.array([300.0, 200.0]))

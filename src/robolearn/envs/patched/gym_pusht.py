@@ -3,9 +3,8 @@
 import sys
 from typing import Any
 
-import cv2
 import numpy as np
-from gym_pusht.envs.pusht import PushTEnv, pymunk_to_shapely
+from gym_pusht.envs.pusht import PushTEnv, cv2, pymunk_to_shapely
 
 
 class PatchedPushT(PushTEnv):
