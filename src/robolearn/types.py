@@ -1,7 +1,9 @@
 """The types that every module shares: batches of tensors, and what their keys hold. Imports no torch."""
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from annotated_types import Interval
 
 if TYPE_CHECKING:  # processes that only simulate start without torch
     from torch import Tensor
@@ -17,6 +19,22 @@ Stats = dict[str, dict[str, "Tensor"]]
 
 Kind = Literal["VISUAL", "STATE", "ENV", "ACTION"]
 """What a feature is: a camera image, the robot's own state, the state of its surroundings, or an action."""
+
+# Ranges of options, as annotations of constructors; `robolearn.config.validate` checks them. The upper bounds are far
+# above what anyone trains with: they refuse in a sentence what would end in a lack of memory.
+NonNegative = Annotated[int, Interval(ge=0, le=1_000_000_000)]
+Positive = Annotated[int, Interval(ge=1, le=1_000_000_000)]
+Seed = Annotated[int, Interval(ge=0, le=2**31 - 1)]
+Size = Annotated[int, Interval(ge=1, le=65_536)]
+"""A width, the length of a window, or how many samples are drawn."""
+Depth = Annotated[int, Interval(ge=1, le=1_000)]
+"""A number of layers, heads, iterations or processes."""
+Pixels = Annotated[int, Interval(ge=1, le=8_192)]
+Weight = Annotated[float, Interval(ge=0, le=1e9)]
+PositiveFloat = Annotated[float, Interval(gt=0, le=1e9)]
+Fraction = Annotated[float, Interval(ge=0, le=1)]
+Rate = Annotated[float, Interval(ge=0, lt=1)]
+Fps = Annotated[float, Interval(gt=0, le=10_000)]
 
 
 @dataclass(frozen=True)

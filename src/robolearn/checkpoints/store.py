@@ -6,17 +6,16 @@ import logging
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import torch
 import xxhash
-from annotated_types import Ge
 from safetensors.torch import load_file, save_file
 from torch import nn
 
 from robolearn.errors import UserError
 from robolearn.system.files import atomic_dir, link, write_json, write_text
-from robolearn.types import Feature, Spec
+from robolearn.types import Feature, NonNegative, Positive, Spec
 
 log = logging.getLogger(__name__)
 
@@ -49,8 +48,8 @@ class Checkpoints:
         folder: Path,
         config: str,
         spec: Spec,
-        keep_last: Annotated[int, Ge(1)] = 2,
-        keep_best: Annotated[int, Ge(0)] = 1,
+        keep_last: Positive = 2,
+        keep_best: NonNegative = 1,
         metric: str = "success_rate",
     ) -> None:
         self.folder = folder / "checkpoints"

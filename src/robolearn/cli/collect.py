@@ -15,8 +15,9 @@ from omegaconf import DictConfig
 from robolearn import __version__
 from robolearn.cli.entry import entry_point, exit_with
 from robolearn.config.compose import Job, compose, parse, run
-from robolearn.config.schema import CollectConfig, Positive
+from robolearn.config.schema import CollectConfig
 from robolearn.errors import UserError
+from robolearn.types import Depth
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +35,7 @@ class PolicyOptions:
     """
 
     path: str | None = None
-    batch_size: Positive = 10
+    batch_size: Depth = 10
     use_async_envs: bool = False
 
 

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from robolearn.cli.entry import entry_point
+from robolearn.cli.entry import Parser, entry_point
 from robolearn.errors import UserError
 
 
@@ -22,7 +22,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="robolearn-dataset", description="Look at LeRobot datasets (v2.0, v2.1, v3.0), verify and convert them."
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")

@@ -1,5 +1,6 @@
 """How commands end: with one sentence where something was wrong, and without a traceback where a user wants no more."""
 
+import argparse
 import functools
 import os
 import sys
@@ -23,6 +24,18 @@ def entry_point(main: Callable[[Sequence[str] | None], None]) -> Callable[..., N
             raise SystemExit(130) from None
 
     return command
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose complaints are one sentence as all others, without the usage."""
+
+    def error(self, message: str) -> NoReturn:
+        """Refuse the command line.
+
+        Raises:
+            UserError: Always.
+        """
+        raise UserError(f"The command line was not understood: {message}; see {self.prog} --help.")
 
 
 def exit_with(error: UserError) -> NoReturn:

@@ -8,9 +8,9 @@ import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-from robolearn.cli.entry import entry_point
+from robolearn.cli.entry import Parser, entry_point
 from robolearn.errors import UserError, did_you_mean
 from robolearn.sweeps.report import Group, Sweep, SweepRun, read
 
@@ -52,7 +52,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     Raises:
         UserError: It is not understood.
     """
-    parser = argparse.ArgumentParser("robolearn-sweep", add_help=False, allow_abbrev=False)
+    parser = Parser("robolearn-sweep", add_help=False, allow_abbrev=False)
     parser.add_argument("folder", nargs="?", type=Path)
     parser.add_argument("-h", "--help", action="store_true")
     parser.add_argument("--metric")
@@ -60,10 +60,6 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     for name in ("--csv", "--json", "--html"):
         parser.add_argument(name, metavar="FILE")
 
-    def refuse(message: str) -> NoReturn:
-        raise UserError(f"The command line was not understood: {message}; see --help.")
-
-    parser.error = refuse  # type: ignore[method-assign]
     arguments, unknown = parser.parse_known_args(list(argv))
     if unknown:
         flags = [flag for action in parser._actions for flag in action.option_strings]

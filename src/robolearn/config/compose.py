@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -29,11 +30,15 @@ from hydra.errors import HydraException
 from hydra.types import HydraContext, RunMode
 from hydra.version import setbase
 from omegaconf import DictConfig, OmegaConf, flag_override
+from tqdm import tqdm
 
 from robolearn.config.messages import Sources, about, check_overrides, explain
 from robolearn.config.schema import drop_shadowed_nodes
 from robolearn.errors import UserError, did_you_mean
 from robolearn.system.paths import conf_dir
+
+MAX_JOBS = 10_000
+"""Of a sweep: each is composed and checked before the first one starts."""
 
 BASIC_SWEEPER = f"{BasicSweeper.__module__}.{BasicSweeper.__qualname__}"
 
@@ -176,7 +181,8 @@ def compose(line: CommandLine, task: str) -> list[Job]:
         HydraConfig.instance().set_config(master)
         with _explained(sources, line.overrides):
             str(master.hydra.sweep.dir)  # resolved before its cache is copied: one time stamp for the whole sweep
-        for number, overrides in enumerate(_split(composer, master, sources, line)):
+        splits = _split(composer, master, sources, line)
+        for number, overrides in enumerate(tqdm(splits, "composing", unit="job", delay=2, disable=None, leave=False)):
             own = [str(text) for text in master.hydra.overrides.hydra] + overrides
             with _explained(sources, own):
                 check_overrides(sources, own)
@@ -268,6 +274,7 @@ def _split(composer: Hydra, master: DictConfig, sources: Sources, line: CommandL
     with _explained(sources, texts):
         parsed = OverridesParser.create(config_loader=composer.config_loader).parse_overrides(texts)
         if sweeper._target_ == BASIC_SWEEPER:
+            _check_size(parsed)
             return grid(parsed)
     return [[_first(override) if override.is_sweep_override() else override.input_line or "" for override in parsed]]
 
@@ -275,6 +282,25 @@ def _split(composer: Hydra, master: DictConfig, sources: Sources, line: CommandL
 def grid(overrides: list[Override]) -> list[list[str]]:
     """The overrides of every job of a sweep over all combinations, in Hydra's order."""
     return [list(job) for batch in BasicSweeper.split_arguments(overrides, None) for job in batch]
+
+
+def _check_size(overrides: list[Override]) -> None:
+    """Refuse a sweep of no jobs, or of more than can be checked, before its jobs are listed."""
+    jobs = 1
+    for override in overrides:
+        if not override.is_discrete_sweep():
+            continue
+        values = sum(1 for _ in islice(override.sweep_string_iterator(), MAX_JOBS + 1))
+        key = override.get_key_element()
+        if not values:
+            raise UserError(f"{override.input_line}: there is no value to sweep over; give one or more.", key=key)
+        jobs *= values
+        if jobs > MAX_JOBS:
+            raise UserError(
+                f"{override.input_line}: the sweep has more than {MAX_JOBS:,} jobs",
+                key=key,
+                fix="sweep over fewer values",
+            )
 
 
 def _first(override: Override) -> str:

@@ -2,17 +2,19 @@
 
 import json
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import hydra
 import torch
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from robolearn.config.build import build, build_dataset, build_policy, plain, start_of, total_steps
 from robolearn.config.compose import Job
 from robolearn.config.devices import pick_device
+from robolearn.config.memory_check import check_memory
 from robolearn.config.schema import TrainConfig
 from robolearn.config.validate import check_roots, check_targets, refuse
 from robolearn.data.augment import ImageTransforms
@@ -20,12 +22,15 @@ from robolearn.data.protocols import FrameDataset
 from robolearn.data.reflection import AntidiagonalReflection
 from robolearn.distributed.world import World
 from robolearn.envs import check_same_spec
-from robolearn.errors import UserError, did_you_mean
+from robolearn.errors import UserError, did_you_mean, one_line, one_of
 from robolearn.normalize import Normalizer
 from robolearn.policies.base import Policy
 from robolearn.rollouts.task_prompts import TaskEmbeddings, task_prompts
-from robolearn.runs.run import Run
+from robolearn.runs.run import Run, flatten
 from robolearn.training.optim import build_param_groups
+
+LARGEST_RATE = 1e6
+"""Of what an optimizer takes: learning rates, decays, momenta."""
 
 
 def check(jobs: Sequence[Job], world: World | None = None) -> None:
@@ -49,9 +54,11 @@ def check(jobs: Sequence[Job], world: World | None = None) -> None:
             check_distributed(job.cfg, processes)
             if not job.is_remote:
                 pick_device(job.cfg.device, world)
+            _check_steps(job.cfg)
             policy = check_parts(job.cfg, seen)
             if not job.is_remote:
                 _check_tasks(job.cfg, policy, seen)
+                check_memory(job, policy, build_dataset(job.cfg).spec)
             if not world.is_main_process:
                 continue  # the first process looks after the folder
             run = Run(job.folder, plain(job.cfg, output_dir=str(job.folder)), job.overrides)
@@ -59,11 +66,21 @@ def check(jobs: Sequence[Job], world: World | None = None) -> None:
             build("logger", job.cfg, job.folder)
             if not run.exists and not job.is_remote:
                 _check_pretrained(job.cfg, policy)
+        except OSError as error:
+            raise _refused_path(job.cfg, error) from error
         except UserError as error:
             if len(jobs) == 1:
                 raise
             own = [text for text in job.overrides if any(text not in other.overrides for other in jobs)]
             raise UserError(f"Job {number} of the sweep ({' '.join(own)}): {error}", key=error.key) from error
+
+
+def _refused_path(cfg: DictConfig, error: OSError) -> UserError:
+    """What the system says of a path, with the key that it comes from."""
+    path = str(error.filename)
+    keys = [key for key, value in flatten(plain(cfg)).items() if isinstance(value, str) and value and value in path]
+    key = min(keys, key=lambda key: -len(str(OmegaConf.select(cfg, key)))) if keys else path[:80]
+    return UserError(f"{key}: {path[:80]} can't be used: {error.strerror}", key=key, fix="give another path")
 
 
 def _processes(job: Job, world: World) -> int:
@@ -170,6 +187,7 @@ def check_parts(cfg: DictConfig, seen: dict[str, Any]) -> Policy:
     if simulator is not None:
         once(lambda: check_same_spec(dataset.spec, simulator.spec), "env", "dataset")
         once(lambda: build("eval", cfg, env=simulator), "env", "eval")
+        once(lambda: _check_metric(cfg), "checkpoints", "env", "eval", "eval_freq")
     once(lambda: _check_transforms(cfg, dataset), "image_transforms", "dataset")
     policy = once(lambda: _check_policy(cfg, dataset), "policy", "dataset")
     _check_rewards(cfg, policy, dataset)
@@ -177,6 +195,22 @@ def check_parts(cfg: DictConfig, seen: dict[str, Any]) -> Policy:
     groups = list(policy.param_groups())
     once(lambda: _check_optimizer(cfg, groups), "policy", "optimizer", "scheduler", "param_groups", "offline")
     return policy
+
+
+def _check_steps(cfg: DictConfig) -> None:
+    if not total_steps(cfg):
+        raise UserError(
+            f"offline.steps={cfg.offline.steps}: there is nothing to train, since online.steps={cfg.online.steps} too",
+            key="offline.steps",
+            fix="give 1 or more",
+        )
+
+
+def _check_metric(cfg: DictConfig) -> None:
+    """See that an evaluation has the metric which decides the best checkpoint; one of a user's own may not say."""
+    names = getattr(hydra.utils.get_object(cfg.eval._target_), "metrics", None)
+    if names and cfg.eval_freq and cfg.checkpoints:
+        one_of("checkpoints.metric", cfg.checkpoints.metric, names)
 
 
 def _check_transforms(cfg: DictConfig, dataset: FrameDataset) -> None:
@@ -230,8 +264,12 @@ def _check_pretrained(cfg: DictConfig, policy: Policy) -> None:
 def _check_optimizer(cfg: DictConfig, groups: list[str]) -> None:
     stand_in = {name: [torch.nn.Parameter(torch.zeros(1))] for name in groups}
     options = plain(cfg)["param_groups"]
-    optimizer = build("optimizer", cfg, build_param_groups(stand_in, options))
     make = build("optimizer", cfg)
+    _check_sizes("optimizer", make.keywords)
+    try:
+        optimizer = make(build_param_groups(stand_in, options))
+    except (TypeError, ValueError) as error:
+        raise _refused_option("optimizer", make, make.keywords, error) from None
     for name, own in options.items():  # torch looks at none of a group's options
         for option in own:
             if option not in optimizer.defaults:
@@ -240,10 +278,30 @@ def _check_optimizer(cfg: DictConfig, groups: list[str]) -> None:
                     f"'{option}'{did_you_mean(option, optimizer.defaults)}.",
                     key=f"param_groups.{name}.{option}",
                 )
+        _check_sizes(f"param_groups.{name}", own)
         try:
             make(stand_in[name], **own)
         except (TypeError, ValueError) as error:
-            raise UserError(
-                f"param_groups.{name}={own}: {str(error).rstrip('.')}; give another value.", key=f"param_groups.{name}"
-            ) from None
+            raise _refused_option(f"param_groups.{name}", make, own, error) from None
     build("scheduler", cfg, optimizer, num_training_steps=total_steps(cfg))
+
+
+def _check_sizes(node: str, options: Mapping[str, Any]) -> None:
+    """Refuse rates under which no run stays finite: torch annotates no range."""
+    for option, value in options.items():
+        if isinstance(value, (int, float)) and not -LARGEST_RATE <= value <= LARGEST_RATE:
+            key = f"{node}.{option}"
+            raise UserError(f"{key}={value} must be finite, and at most {LARGEST_RATE:g}.", key=key)
+
+
+def _refused_option(node: str, make: Any, options: Mapping[str, Any], error: Exception) -> UserError:
+    """What an optimizer says of its options, with the key of the one that it refuses when given alone."""
+    key = node
+    for option, value in options.items():
+        try:
+            make.func([torch.nn.Parameter(torch.zeros(1))], **{option: value})
+        except (TypeError, ValueError):
+            key = f"{node}.{option}"
+            break
+    given = f"{key}={options[option]}" if key != node else key
+    return UserError(f"{given}: {one_line(error)}", key=key, fix="give another value")

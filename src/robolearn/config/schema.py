@@ -6,12 +6,13 @@ Nothing here imports torch, so that ``--cfg`` and ``--help`` answer at once.
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from annotated_types import Ge, Gt
+from annotated_types import Interval
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, ListConfig, OmegaConf
 
 from robolearn.config.run_name import run_name
 from robolearn.system.paths import conf_dir
+from robolearn.types import Depth, NonNegative, Positive, PositiveFloat, Seed, Weight
 
 CONFIG_GROUPS = {
     "policy": "what is learned, with its optimizer and scheduler presets",
@@ -44,8 +45,6 @@ CONFIG_ONLY_KEYS: dict[str, frozenset[str]] = {"policy": frozenset({"path"})}
 """Keys of nodes that the code reads and what is built does not get: where the first weights come from."""
 
 
-NonNegative = Annotated[int, Ge(0)]
-Positive = Annotated[int, Ge(1)]
 AmpDtype = Annotated[str, Literal["bfloat16", "float16"]]  # OmegaConf knows no Literal, so it stands beside the type
 
 
@@ -53,27 +52,27 @@ AmpDtype = Annotated[str, Literal["bfloat16", "float16"]]  # OmegaConf knows no 
 class TrainConfig:
     """Root keys of ``train.yaml``, which has their values; the groups are checked against what they build."""
 
-    seed: NonNegative = MISSING
+    seed: Seed = MISSING
     device: str | None = MISSING
     job_name: str = MISSING
     output_dir: str = MISSING
     resume: Annotated[str, Literal["auto", "must", "never"]] = MISSING
-    batch_size: Positive = MISSING
-    num_workers: NonNegative = MISSING
-    grad_clip_norm: Annotated[float, Gt(0)] | None = MISSING
+    batch_size: Annotated[int, Interval(ge=1, le=1_000_000)] = MISSING
+    num_workers: Annotated[int, Interval(ge=0, le=1_000)] = MISSING
+    grad_clip_norm: PositiveFloat | None = MISSING
     gradient_accumulation_steps: Positive = MISSING
     use_amp: bool = MISSING
     amp_dtype: AmpDtype = MISSING
     compile: bool | None = MISSING
     cuda_graph: bool | None = MISSING
     use_ema: bool = MISSING
-    ema: Any = MISSING
+    ema: dict[str, Any] = MISSING
     param_groups: dict[str, Any] = MISSING
     log_freq: NonNegative = MISSING
-    eval_freq: int = MISSING
-    save_freq: int = MISSING
+    eval_freq: NonNegative = MISSING
+    save_freq: NonNegative = MISSING
     save_checkpoint: bool = MISSING
-    checkpoints: Any = MISSING
+    checkpoints: dict[str, Any] = MISSING
     policy: Any = MISSING
     env: Any = MISSING
     dataset: Any = MISSING
@@ -95,7 +94,7 @@ class EvaluateConfig:
     tokenizer: str | None = MISSING
     output_dir: str = MISSING
     job_name: str = MISSING
-    seed: NonNegative = MISSING
+    seed: Seed = MISSING
     device: str | None = MISSING
     use_amp: bool = MISSING
     amp_dtype: AmpDtype = MISSING
@@ -113,16 +112,16 @@ class CollectConfig:
 
     out: str = MISSING
     episodes: Positive = MISSING
-    seed: NonNegative = MISSING
-    workers: Positive | None = MISSING
+    seed: Seed = MISSING
+    workers: Depth | None = MISSING
     keep_failures: bool = MISSING
     patience: Positive = MISSING
     instruction: str | None = MISSING
-    action_noise: Annotated[float, Ge(0)] = MISSING
+    action_noise: Weight = MISSING
     action_label: Annotated[str, Literal["clean", "executed"]] = MISSING
     video: bool = MISSING
     video_codec: str = MISSING
-    video_crf: int = MISSING
+    video_crf: Annotated[int, Interval(ge=0, le=63)] = MISSING
     policy: Any = MISSING
     device: str | None = MISSING
     env: Any = MISSING

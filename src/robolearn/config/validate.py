@@ -157,6 +157,8 @@ def find_target(key: str, target: Any, origin: Origin = _unknown) -> Callable[..
     """
     from hydra.utils import get_object
 
+    if not isinstance(target, str) or not target:
+        raise UserError(f"{_place(key, origin)} takes the dotted name of a class or function, not {target!r}.", key=key)
     logging.getLogger("hydra.utils").setLevel(logging.CRITICAL)  # it would log the error below as well
     place = _given(key, target, origin)
     try:
@@ -224,10 +226,11 @@ def check_value(
                 bound = BOUNDS[detail["type"]].format(**{name: _short(x) for name, x in detail.get("ctx", {}).items()})
                 null = ", or null" if path == key and type(None) in _alternatives(annotation) else ""
                 return UserError(f"{_given(path, part, origin)} must be {bound}{null}.", key=path)
-        given = f"'{value}'" if isinstance(value, str) else _yaml(value)
-        near = did_you_mean(str(value), [str(choice) for choice in _choices(annotation)])
-        takes = f"{_place(key, origin)}: {taker} takes" if taker else f"{_place(key, origin)} takes"
-        return UserError(f"{takes} {describe(annotation)}, not {given}{near}.", key=key)
+        path, part = _within(key, value, details[0]["loc"]) if isinstance(value, dict) else (key, value)
+        given = f"'{part}'" if isinstance(part, str) else _yaml(part)
+        near = did_you_mean(str(part), [str(choice) for choice in _choices(annotation)])
+        takes = f"{_place(path, origin)}: {taker} takes" if taker else f"{_place(path, origin)} takes"
+        return UserError(f"{takes} {describe(annotation)}, not {given}{near}.", key=path)
     return None
 
 
@@ -235,7 +238,7 @@ def check_value(
 def _adapter(annotation: Any) -> "TypeAdapter[Any]":
     from pydantic import ConfigDict, TypeAdapter
 
-    return TypeAdapter(annotation, config=ConfigDict(strict=True, arbitrary_types_allowed=True))
+    return TypeAdapter(annotation, config=ConfigDict(strict=True, arbitrary_types_allowed=True, allow_inf_nan=False))
 
 
 def _within(key: str, value: Any, location: Sequence[int | str]) -> tuple[str, Any]:

@@ -1,15 +1,14 @@
 """Random changes of training images, on the device and before they become floats."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Annotated, Any
+from typing import Any
 
 import torch
-from annotated_types import Ge
 from torch import Tensor
 from torchvision.transforms import v2
 
 from robolearn.errors import UserError, did_you_mean, one_line
-from robolearn.types import Batch, Spec
+from robolearn.types import Batch, NonNegative, Spec
 
 Transform = Callable[[Tensor], Tensor]
 
@@ -65,7 +64,7 @@ class ImageTransforms:
 
     def __init__(
         self,
-        max_num_transforms: Annotated[int, Ge(0)] = 3,
+        max_num_transforms: NonNegative = 3,
         exact: bool = True,
         random_order: bool = False,
         per_sample: bool = True,

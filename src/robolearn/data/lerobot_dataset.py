@@ -4,11 +4,10 @@ import logging
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
 import numpy as np
 import torch
-from annotated_types import Ge, Gt
 from torch import Tensor
 
 from robolearn.data.lerobot_format.columns import STRING_DTYPES
@@ -22,7 +21,7 @@ from robolearn.data.video.placement import Tier, choose_tier
 from robolearn.data.window import WindowGather
 from robolearn.errors import UserError
 from robolearn.system.paths import cache_dir
-from robolearn.types import Batch, Feature, Spec, Window, kind_of
+from robolearn.types import Batch, Feature, PositiveFloat, Spec, Weight, Window, kind_of
 
 log = logging.getLogger(__name__)
 
@@ -72,11 +71,11 @@ class LeRobotDataset(FrameDataset):
         download: bool = False,
         use_imagenet_stats: bool = True,
         video_backend: Literal["av", "pyav", "torchcodec"] = "av",
-        tolerance_s: Annotated[float, Gt(0)] = 1e-4,
+        tolerance_s: PositiveFloat = 1e-4,
         cache: Literal["auto", "gpu", "host", "disk"] = "auto",
         cache_dir: str | None = None,
-        max_gpu_gb: Annotated[float, Ge(0)] | None = None,
-        max_host_gb: Annotated[float, Ge(0)] | None = None,
+        max_gpu_gb: Weight | None = None,
+        max_host_gb: Weight | None = None,
     ):
         self.meta = read_meta(find_root(repo_id, root, revision, download))
         self.name = repo_id if root is None and repo_id else str(self.meta.root)

@@ -4,11 +4,10 @@ import logging
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
-from annotated_types import Ge, Gt
 from torch import Tensor
 
 from robolearn.data.lerobot_dataset import LeRobotDataset, check_excluded
@@ -19,7 +18,7 @@ from robolearn.data.protocols import FrameDataset
 from robolearn.data.sampling import BatchSampler, WeightedSampler
 from robolearn.data.video.placement import choose_tier
 from robolearn.errors import UserError
-from robolearn.types import Batch, Spec, Stats, Window
+from robolearn.types import Batch, NonNegative, PositiveFloat, Spec, Stats, Weight, Window
 
 log = logging.getLogger(__name__)
 
@@ -64,16 +63,16 @@ class MultiDataset(FrameDataset):
         sources: Sequence[str | LeRobotDataset],
         weights: Sequence[float] | None = None,
         statistics: Literal["joint", "per_dataset"] = "joint",
-        acts_with: Annotated[int, Ge(0)] = 0,
+        acts_with: NonNegative = 0,
         exclude: Sequence[str] = (),
         download: bool = False,
         use_imagenet_stats: bool = True,
         video_backend: Literal["av", "pyav", "torchcodec"] = "av",
-        tolerance_s: Annotated[float, Gt(0)] = 1e-4,
+        tolerance_s: PositiveFloat = 1e-4,
         cache: Literal["auto", "gpu", "host", "disk"] = "auto",
         cache_dir: str | None = None,
-        max_gpu_gb: Annotated[float, Ge(0)] | None = None,
-        max_host_gb: Annotated[float, Ge(0)] | None = None,
+        max_gpu_gb: Weight | None = None,
+        max_host_gb: Weight | None = None,
     ):
         if not sources:
             raise UserError(

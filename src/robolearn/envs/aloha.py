@@ -1,12 +1,11 @@
 """Aloha: two arms insert a peg or hand over a cube (ACT, Zhao et al., 2023, https://arxiv.org/abs/2304.13705)."""
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Literal, get_args
-
-from annotated_types import Ge, Gt
+from typing import Literal, get_args
 
 from robolearn.envs.packaged import PackagedMujocoEnv, RenderMode
 from robolearn.errors import UserError, one_of
+from robolearn.types import Fps, Pixels, Positive
 
 ObsType = Literal["pixels_agent_pos", "pixels", "environment_state_agent_pos", "state"]
 CAMERAS = ("top", "angle", "front_close", "left_pillar", "right_pillar")
@@ -57,16 +56,16 @@ class Aloha(PackagedMujocoEnv):
     def __init__(
         self,
         task: str = "AlohaInsertion-v0",
-        fps: Annotated[float, Gt(0)] = 50,
-        episode_length: Annotated[int, Ge(1)] = 400,
+        fps: Fps = 50,
+        episode_length: Positive = 400,
         obs_type: ObsType = "pixels_agent_pos",
         render_mode: RenderMode | None = "rgb_array",
         cameras: Sequence[str] = ("top",),
         render_quality: Literal["fast", "full"] = "fast",
-        observation_width: Annotated[int, Ge(1)] = 640,
-        observation_height: Annotated[int, Ge(1)] = 480,
-        visualization_width: Annotated[int, Ge(1)] = 640,
-        visualization_height: Annotated[int, Ge(1)] = 480,
+        observation_width: Pixels = 640,
+        observation_height: Pixels = 480,
+        visualization_width: Pixels = 640,
+        visualization_height: Pixels = 480,
         features_map: Mapping[str, str | None] | None = None,
     ) -> None:
         if not cameras:

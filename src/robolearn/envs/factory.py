@@ -4,10 +4,9 @@ import dataclasses
 import functools
 import logging
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Any
 
 import gymnasium as gym
-from annotated_types import Ge, Gt
 from gymnasium import spaces
 
 from robolearn.envs.dependencies import display_error_message, import_package, is_display_error, missing
@@ -15,7 +14,7 @@ from robolearn.envs.vector import VectorEnv, make_vector_env
 from robolearn.envs.wrappers import FlattenToDatasetKeys, FreezeAfterEpisodeEnd, SuccessWrapper
 from robolearn.errors import UserError, closest_match, describe_exception
 from robolearn.system.workers import limit_threads
-from robolearn.types import Feature, Spec, kind_of
+from robolearn.types import Feature, Fps, Positive, Spec, kind_of
 
 log = logging.getLogger(__name__)
 
@@ -55,8 +54,8 @@ class EnvFactory:
     def __init__(
         self,
         id: str,
-        fps: Annotated[float, Gt(0)],
-        episode_length: Annotated[int, Ge(1)],
+        fps: Fps,
+        episode_length: Positive,
         features_map: Mapping[str, str | None],
         package: str | None = None,
         obs_type: str | None = None,

@@ -3,11 +3,10 @@
 import os
 import sys
 from collections.abc import Mapping
-from typing import Annotated, Literal, get_args
-
-from annotated_types import Ge, Gt
+from typing import Literal, get_args
 
 from robolearn.envs.packaged import PackagedEnv, RenderMode
+from robolearn.types import Fps, Pixels, Positive
 
 ObsType = Literal["pixels_agent_pos", "environment_state_agent_pos", "pixels", "state"]
 
@@ -48,14 +47,14 @@ class PushT(PackagedEnv):
     def __init__(
         self,
         task: str = "PushT-v0",
-        fps: Annotated[float, Gt(0)] = 10,
-        episode_length: Annotated[int, Ge(1)] = 300,
+        fps: Fps = 10,
+        episode_length: Positive = 300,
         obs_type: ObsType = "pixels_agent_pos",
         render_mode: RenderMode | None = "rgb_array",
-        observation_width: Annotated[int, Ge(1)] = 96,
-        observation_height: Annotated[int, Ge(1)] = 96,
-        visualization_width: Annotated[int, Ge(1)] = 384,
-        visualization_height: Annotated[int, Ge(1)] = 384,
+        observation_width: Pixels = 96,
+        observation_height: Pixels = 96,
+        visualization_width: Pixels = 384,
+        visualization_height: Pixels = 384,
         features_map: Mapping[str, str | None] | None = None,
     ) -> None:
         super().__init__(

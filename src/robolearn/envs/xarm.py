@@ -1,11 +1,10 @@
 """xArm lift: raise a block from the table (FOWM, Feng et al., 2023, https://arxiv.org/abs/2310.16029; gym-xarm)."""
 
 from collections.abc import Mapping
-from typing import Annotated, Literal, get_args
-
-from annotated_types import Ge, Gt
+from typing import Literal, get_args
 
 from robolearn.envs.packaged import PackagedMujocoEnv, RenderMode
+from robolearn.types import Fps, Pixels, Positive
 
 ObsType = Literal["pixels_agent_pos", "pixels", "state"]
 
@@ -43,15 +42,15 @@ class Xarm(PackagedMujocoEnv):
     def __init__(
         self,
         task: str = "XarmLift-v0",
-        fps: Annotated[float, Gt(0)] = 25,
-        episode_length: Annotated[int, Ge(1)] = 200,
+        fps: Fps = 25,
+        episode_length: Positive = 200,
         obs_type: ObsType = "pixels_agent_pos",
         render_mode: RenderMode | None = "rgb_array",
         render_quality: Literal["fast", "full"] = "fast",
-        observation_width: Annotated[int, Ge(1)] = 84,
-        observation_height: Annotated[int, Ge(1)] = 84,
-        visualization_width: Annotated[int, Ge(1)] = 384,
-        visualization_height: Annotated[int, Ge(1)] = 384,
+        observation_width: Pixels = 84,
+        observation_height: Pixels = 84,
+        visualization_width: Pixels = 384,
+        visualization_height: Pixels = 384,
         features_map: Mapping[str, str | None] | None = None,
     ) -> None:
         super().__init__(

@@ -1,6 +1,5 @@
 """Action Chunking with Transformers (Zhao et al. 2023, arXiv:2304.13705): a conditional VAE of action chunks."""
 
-import math
 from collections.abc import Mapping
 from functools import partial
 from typing import Annotated, cast
@@ -24,8 +23,7 @@ from robolearn.policies.nn.transformer import (
     sinusoids,
 )
 from robolearn.policies.nn.vision import check_resnet, load_resnet_weights, resnet_body
-from robolearn.policies.ranges import Positive, Rate, Weight
-from robolearn.types import Batch, Kind, Spec, Window
+from robolearn.types import Batch, Depth, Kind, Rate, Size, Spec, Weight, Window
 
 DEFAULT_NORMALIZATION: dict[Kind, NormalizationMode] = {
     "VISUAL": "MEAN_STD",
@@ -72,23 +70,23 @@ class ActPolicy(Policy):
         self,
         spec: Spec,
         n_obs_steps: int = 1,
-        chunk_size: Positive = 100,
-        n_action_steps: Positive = 100,
+        chunk_size: Size = 100,
+        n_action_steps: Size = 100,
         normalization_mapping: Mapping[Kind, NormalizationMode] | None = None,
         vision_backbone: str = "resnet18",
         pretrained_backbone_weights: str | None = None,
         replace_final_stride_with_dilation: bool = False,
         pre_norm: bool = False,
-        dim_model: Positive = 512,
-        n_heads: Positive = 8,
-        dim_feedforward: Positive = 3200,
+        dim_model: Size = 512,
+        n_heads: Depth = 8,
+        dim_feedforward: Size = 3200,
         feedforward_activation: Activation = "relu",
-        n_encoder_layers: Positive = 4,
-        n_decoder_layers: Positive = 1,
+        n_encoder_layers: Depth = 4,
+        n_decoder_layers: Depth = 1,
         use_vae: bool = True,
-        latent_dim: Positive = 32,
-        n_vae_encoder_layers: Positive = 4,
-        temporal_ensemble_coeff: Annotated[float, Interval(gt=-math.inf, lt=math.inf)] | None = None,
+        latent_dim: Size = 32,
+        n_vae_encoder_layers: Depth = 4,
+        temporal_ensemble_coeff: Annotated[float, Interval(ge=-1e3, le=1e3)] | None = None,
         dropout: Rate = 0.1,
         kl_weight: Weight = 10.0,
         average_over_padding: bool = False,

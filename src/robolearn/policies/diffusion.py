@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Annotated, Literal, cast
 
 import torch
-from annotated_types import Ge, MinLen, MultipleOf
+from annotated_types import Interval, MinLen, MultipleOf
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from torch import Tensor, nn
@@ -16,8 +16,7 @@ from robolearn.normalize import NormalizationMode
 from robolearn.policies.base import Policy, PolicySpec
 from robolearn.policies.nn.unet import ConditionalUnet1d, at_autocast_precision
 from robolearn.policies.nn.vision import ImageEncoder, check_encoder, crop_images, load_resnet_weights
-from robolearn.policies.ranges import NonNegative, Positive, PositiveFloat
-from robolearn.types import Batch, Kind, Spec, Window
+from robolearn.types import Batch, Depth, Fraction, Kind, NonNegative, Pixels, PositiveFloat, Size, Spec, Window
 
 SCHEDULERS = {"DDPM": DDPMScheduler, "DDIM": DDIMScheduler}
 DEFAULT_NORMALIZATION: dict[Kind, NormalizationMode] = {
@@ -79,34 +78,34 @@ class DiffusionPolicy(Policy):
     def __init__(
         self,
         spec: Spec,
-        n_obs_steps: Positive = 2,
-        horizon: Positive = 16,
-        n_action_steps: Positive = 8,
+        n_obs_steps: Size = 2,
+        horizon: Size = 16,
+        n_action_steps: Size = 8,
         normalization_mapping: Mapping[Kind, NormalizationMode] | None = None,
         drop_n_last_frames: NonNegative | None = None,
         vision_backbone: str = "resnet18",
         pretrained_backbone_weights: str | None = None,
-        crop_shape: Sequence[Positive] | None = (84, 84),
+        crop_shape: Sequence[Pixels] | None = (84, 84),
         crop_is_random: bool = True,
         crop_per_sample: bool = True,
         use_group_norm: bool = True,
-        spatial_softmax_num_keypoints: Positive = 32,
+        spatial_softmax_num_keypoints: Size = 32,
         use_separate_rgb_encoder_per_camera: bool = False,
-        down_dims: Annotated[Sequence[Positive], MinLen(1)] = (512, 1024, 2048),
-        kernel_size: Positive = 5,
-        n_groups: Positive = 8,
-        final_n_groups: Positive | None = None,
-        diffusion_step_embed_dim: Annotated[int, Ge(4), MultipleOf(2)] = 128,
+        down_dims: Annotated[Sequence[Size], MinLen(1)] = (512, 1024, 2048),
+        kernel_size: Depth = 5,
+        n_groups: Size = 8,
+        final_n_groups: Size | None = None,
+        diffusion_step_embed_dim: Annotated[int, Interval(ge=4, le=65_536), MultipleOf(2)] = 128,
         use_film_scale_modulation: bool = True,
         noise_scheduler_type: Literal["DDPM", "DDIM"] = "DDPM",
-        num_train_timesteps: Positive = 100,
+        num_train_timesteps: Size = 100,
         beta_schedule: Literal["linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid"] = "squaredcos_cap_v2",
-        beta_start: float = 1e-4,
-        beta_end: float = 0.02,
+        beta_start: Fraction = 1e-4,
+        beta_end: Fraction = 0.02,
         prediction_type: Literal["epsilon", "sample"] = "epsilon",
         clip_sample: bool = True,
         clip_sample_range: PositiveFloat = 1.0,
-        num_inference_steps: Positive | None = None,
+        num_inference_steps: Size | None = None,
         do_mask_loss_for_padding: bool = False,
         average_over_padding: bool = False,
         noise_samples_per_observation: Positive = 1,

@@ -14,8 +14,7 @@ from robolearn.policies.length_checks import check_n_action_steps
 from robolearn.policies.nn.gpt import Gpt
 from robolearn.policies.nn.residual_vq import ActionTokenizer, one_hot, sample
 from robolearn.policies.nn.vision import ImageEncoder, check_encoder, crop_images, load_resnet_weights
-from robolearn.policies.ranges import NonNegative, Positive, PositiveFloat, Rate, Weight
-from robolearn.types import Batch, Kind, Spec, Window
+from robolearn.types import Batch, Depth, Kind, NonNegative, Pixels, PositiveFloat, Rate, Size, Spec, Weight, Window
 
 CODEBOOKS = 2
 DEFAULT_NORMALIZATION: dict[Kind, NormalizationMode] = {
@@ -98,32 +97,32 @@ class VqbetPolicy(Policy):
     def __init__(
         self,
         spec: Spec,
-        n_obs_steps: Positive = 5,
-        n_action_pred_token: Positive = 3,
-        action_chunk_size: Positive = 5,
-        n_action_steps: Positive | None = None,
+        n_obs_steps: Size = 5,
+        n_action_pred_token: Size = 3,
+        action_chunk_size: Size = 5,
+        n_action_steps: Size | None = None,
         normalization_mapping: Mapping[Kind, NormalizationMode] | None = None,
         drop_n_last_frames: NonNegative = 0,
         vision_backbone: str = "resnet18",
         pretrained_backbone_weights: str | None = None,
-        crop_shape: Sequence[Positive] | None = (84, 84),
+        crop_shape: Sequence[Pixels] | None = (84, 84),
         crop_is_random: bool = True,
         crop_per_sample: bool = True,
         use_group_norm: bool = True,
-        spatial_softmax_num_keypoints: Positive = 32,
+        spatial_softmax_num_keypoints: Size = 32,
         n_vqvae_training_steps: NonNegative = 20000,
-        vqvae_n_embed: Positive = 16,
-        vqvae_embedding_dim: Positive = 256,
-        vqvae_enc_hidden_dim: Positive = 128,
+        vqvae_n_embed: Size = 16,
+        vqvae_embedding_dim: Size = 256,
+        vqvae_enc_hidden_dim: Size = 128,
         commitment_loss_weight: Weight = 5.0,
         codebook_decay: Rate = 0.8,
         gradient_per_layer: bool = False,
-        gpt_block_size: Positive = 500,
-        gpt_input_dim: Positive = 512,
-        gpt_output_dim: Positive = 512,
-        gpt_n_layer: Positive = 8,
-        gpt_n_head: Positive = 8,
-        gpt_hidden_dim: Positive = 512,
+        gpt_block_size: Size = 500,
+        gpt_input_dim: Size = 512,
+        gpt_output_dim: Size = 512,
+        gpt_n_layer: Depth = 8,
+        gpt_n_head: Depth = 8,
+        gpt_hidden_dim: Size = 512,
         dropout: Rate = 0.1,
         offset_loss_weight: Weight = 10000.0,
         primary_code_loss_weight: Weight = 5.0,

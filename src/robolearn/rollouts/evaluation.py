@@ -6,10 +6,9 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any, ClassVar
 
 import numpy as np
-from annotated_types import Ge
 from tqdm import tqdm
 
 from robolearn.envs.factory import EnvFactory
@@ -19,6 +18,7 @@ from robolearn.rng import isolated_rng
 from robolearn.rollouts.rollout import rollout
 from robolearn.rollouts.video_recorder import grid, mp4, shrink
 from robolearn.system.files import write_json
+from robolearn.types import Depth, NonNegative, Positive, Seed
 
 TILE = 192
 """Pixels a side that an episode may take in the grid's video."""
@@ -61,14 +61,25 @@ class Evaluator:
         UserError: More simulators than episodes, or videos are asked of an environment that renders none.
     """
 
+    metrics: ClassVar[tuple[str, ...]] = (
+        "success_rate",
+        "success_low",
+        "success_high",
+        "avg_sum_reward",
+        "avg_max_reward",
+        "avg_length",
+        "seconds_per_episode",
+    )
+    """The scalars of a result; those of success only where the simulator tells it."""
+
     def __init__(
         self,
         env: EnvFactory,
-        n_episodes: Annotated[int, Ge(1)] = 50,
-        batch_size: Annotated[int, Ge(1)] = 50,
+        n_episodes: Positive = 50,
+        batch_size: Depth = 50,
         use_async_envs: bool = False,
-        seed: Annotated[int, Ge(0)] = 100_000,
-        n_videos: Annotated[int, Ge(0)] = 4,
+        seed: Seed = 100_000,
+        n_videos: NonNegative = 4,
         task: str | None = None,
     ) -> None:
         if batch_size > n_episodes:

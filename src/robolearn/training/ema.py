@@ -1,11 +1,12 @@
 """An exponential moving average of a policy's weights, which acts better than the weights themselves."""
 
 import copy
-from typing import Annotated, Any
+from typing import Any
 
 import torch
-from annotated_types import Gt, Interval
 from torch import Tensor, nn
+
+from robolearn.types import Fraction, PositiveFloat
 
 
 class Ema:
@@ -23,8 +24,8 @@ class Ema:
     def __init__(
         self,
         model: nn.Module,
-        decay: Annotated[float, Interval(ge=0, le=1)] = 0.9999,
-        power: Annotated[float, Gt(0)] = 0.75,
+        decay: Fraction = 0.9999,
+        power: PositiveFloat = 0.75,
     ) -> None:
         self.model = copy.deepcopy(model).requires_grad_(False).eval()
         self.decay = decay

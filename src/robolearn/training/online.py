@@ -5,9 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal
-
-from annotated_types import Ge, Interval
+from typing import Any, Literal
 
 from robolearn.agent import Agent, AgentFactory
 from robolearn.data.replay_buffer import ReplayBuffer
@@ -22,7 +20,7 @@ from robolearn.rollouts.rollout_workers import (
     SyncRolloutWorker,
     VectorEnvFactory,
 )
-from robolearn.types import Spec
+from robolearn.types import Depth, Fraction, NonNegative, Positive, Seed, Spec
 
 log = logging.getLogger(__name__)
 
@@ -49,14 +47,14 @@ class Online:
         UserError: Options contradict each other, or one that the phase needs is missing.
     """
 
-    steps: Annotated[int, Ge(0)]
-    rollout_n_episodes: Annotated[int, Ge(1)] = 1
-    rollout_batch_size: Annotated[int, Ge(1)] = 1
-    steps_between_rollouts: Annotated[int, Ge(1)] | None = None
-    sampling_ratio: Annotated[float, Interval(ge=0, le=1)] = 0.5
-    env_seed: Annotated[int, Ge(0)] | None = None
-    buffer_capacity: Annotated[int, Ge(1)] | None = None
-    buffer_seed_size: Annotated[int, Ge(0)] = 0
+    steps: NonNegative
+    rollout_n_episodes: Positive = 1
+    rollout_batch_size: Depth = 1
+    steps_between_rollouts: Positive | None = None
+    sampling_ratio: Fraction = 0.5
+    env_seed: Seed | None = None
+    buffer_capacity: Positive | None = None
+    buffer_seed_size: NonNegative = 0
     do_rollout_async: bool = False
     use_async_envs: bool = False
     keep: Literal["all", "successful"] | None = None

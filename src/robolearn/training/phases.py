@@ -5,13 +5,11 @@ from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
-from typing import Annotated, Protocol
-
-from annotated_types import Ge
+from typing import Protocol
 
 from robolearn.data.batch_stream import BatchStream
 from robolearn.training.state import Stateful
-from robolearn.types import Batch
+from robolearn.types import Batch, NonNegative
 
 Rollout = Callable[[Callable[[], bool]], dict[str, float]]
 """Runs episodes until they end or its argument says stop (RolloutInterrupted); returns scalars to log."""
@@ -28,7 +26,7 @@ class Offline:
         steps: Its updates.
     """
 
-    steps: Annotated[int, Ge(0)]
+    steps: NonNegative
 
 
 class EpisodeCollector(Stateful, Protocol):

@@ -2,15 +2,12 @@
 
 import math
 from collections.abc import Callable
-from typing import Annotated
 
-from annotated_types import Ge, Gt
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from robolearn.errors import UserError, one_of
-
-NonNegative = Annotated[int, Ge(0)]
+from robolearn.types import NonNegative, PositiveFloat, Weight
 
 
 def constant(optimizer: Optimizer, num_training_steps: int) -> LambdaLR:
@@ -59,7 +56,7 @@ def vqbet(
     num_training_steps: int,
     num_warmup_steps: NonNegative,
     num_vqvae_training_steps: NonNegative,
-    num_cycles: float = 0.5,
+    num_cycles: Weight = 0.5,
     end_at_zero: bool = True,
 ) -> LambdaLR:
     """Full rate while the tokenizer trains, then a linear warm-up from 0 and a cosine.
@@ -94,8 +91,8 @@ def cosine_decay_with_warmup(
     num_training_steps: int,
     num_warmup_steps: NonNegative,
     num_decay_steps: NonNegative,
-    peak_lr: Annotated[float, Gt(0)],
-    decay_lr: Annotated[float, Ge(0)],
+    peak_lr: PositiveFloat,
+    decay_lr: Weight,
     decay_after_warmup: bool = True,
 ) -> LambdaLR:
     """Linear warm-up, then a cosine from the full rate to `decay_lr` / `peak_lr` of it, which then stays.

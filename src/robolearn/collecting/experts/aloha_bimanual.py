@@ -12,6 +12,7 @@ from robolearn.collecting.experts.expert import Demonstrator
 from robolearn.collecting.experts.scene import Scene
 from robolearn.collecting.experts.waypoints import UnreachableError, Waypoint, motion
 from robolearn.errors import UserError, at_least
+from robolearn.types import Depth, PositiveFloat
 
 OPEN, CLOSED = 0.97, 0.065
 """As far as the fingers go."""
@@ -45,7 +46,9 @@ class AlohaDemonstrator(Demonstrator):
     task: str
     """What gym-aloha calls the task."""
 
-    def __init__(self, env: gym.Env, fastest: float = 0.08, pace: float = 1.0, rehearsals: int = 4) -> None:
+    def __init__(
+        self, env: gym.Env, fastest: PositiveFloat = 0.08, pace: PositiveFloat = 1.0, rehearsals: Depth = 4
+    ) -> None:
         super().__init__(env)
         if getattr(env.unwrapped, "task", None) != self.task:
             raise UserError(

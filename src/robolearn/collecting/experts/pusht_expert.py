@@ -12,6 +12,7 @@ from robolearn.collecting.experts.expert import Demonstrator
 from robolearn.collecting.experts.path_planning import Path, shortest_path
 from robolearn.collecting.experts.push_physics import RADIUS, SUBSTEPS, BlockShape, SimulatedPush, State
 from robolearn.errors import UserError, at_least
+from robolearn.types import Depth, PositiveFloat, Weight
 
 BOUNDS = (17.0, 17.0, 495.0, 495.0)
 """Where the agent may go: between the walls."""
@@ -66,11 +67,11 @@ class PushTDemonstrator(Demonstrator):
     def __init__(
         self,
         env: gym.Env,
-        speed: float = 18.0,
-        push_speed: float = 12.0,
-        spacing: float = 10.0,
-        clearance: float = 10.0,
-        tries: int = 14,
+        speed: PositiveFloat = 18.0,
+        push_speed: PositiveFloat = 12.0,
+        spacing: PositiveFloat = 10.0,
+        clearance: Weight = 10.0,
+        tries: Depth = 14,
     ) -> None:
         super().__init__(env)
         from gym_pusht.envs.pusht import PushTEnv  # here, since it opens pygame

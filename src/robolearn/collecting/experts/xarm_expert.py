@@ -8,6 +8,7 @@ import numpy as np
 
 from robolearn.collecting.experts.expert import Demonstrator
 from robolearn.errors import UserError, one_of
+from robolearn.types import PositiveFloat
 
 Level = Literal["expert", "medium"]
 
@@ -69,7 +70,7 @@ class XarmLiftDemonstrator(Demonstrator):
         UserError: The environment is another, or a value can't be right.
     """
 
-    def __init__(self, env: gym.Env, level: Level = "expert", gain: float = 40.0) -> None:
+    def __init__(self, env: gym.Env, level: Level = "expert", gain: PositiveFloat = 40.0) -> None:
         super().__init__(env)
         if not hasattr(env.unwrapped, "eef"):
             raise UserError(

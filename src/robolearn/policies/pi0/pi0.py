@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from typing import Annotated, Literal
 
 import torch
-from annotated_types import Ge, MultipleOf
+from annotated_types import Interval, MultipleOf
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -23,8 +23,7 @@ from robolearn.policies.pi0.gemma import Gemma, KVCache
 from robolearn.policies.pi0.paligemma import PaliGemma, resize_with_pad
 from robolearn.policies.pi0.paligemma_weights import load_paligemma
 from robolearn.policies.pi0.tokenizer import Tokenizer
-from robolearn.policies.ranges import NonNegative, Positive
-from robolearn.types import Batch, Kind, Spec, Window
+from robolearn.types import Batch, Depth, Kind, Pixels, Positive, Size, Spec, Window
 
 PUBLISHED = {
     "vision": {
@@ -105,22 +104,22 @@ class Pi0Policy(Policy):
         self,
         spec: Spec,
         n_obs_steps: int = 1,
-        chunk_size: Positive = 50,
-        n_action_steps: Positive = 50,
+        chunk_size: Size = 50,
+        n_action_steps: Size = 50,
         normalization_mapping: Mapping[Kind, NormalizationMode] | None = None,
-        max_state_dim: Positive = 32,
-        max_action_dim: Positive = 32,
-        resize_imgs_with_padding: Sequence[Positive] | None = (224, 224),
-        empty_cameras: NonNegative = 0,
+        max_state_dim: Size = 32,
+        max_action_dim: Size = 32,
+        resize_imgs_with_padding: Sequence[Pixels] | None = (224, 224),
+        empty_cameras: Annotated[int, Interval(ge=0, le=100)] = 0,
         adapt_to_pi_aloha: bool = False,
         use_delta_joint_actions_aloha: bool = False,
         convert_statistics: bool = True,
         tokenizer: str = "google/paligemma-3b-pt-224",
-        tokenizer_max_length: Positive = 48,
+        tokenizer_max_length: Size = 48,
         pretrained_paligemma: str | None = None,
         download: bool = False,
-        proj_width: Annotated[int, Ge(2), MultipleOf(2)] = 1024,
-        num_steps: Positive = 10,
+        proj_width: Annotated[int, Interval(ge=2, le=65_536), MultipleOf(2)] = 1024,
+        num_steps: Depth = 10,
         use_cache: bool = True,
         attention_implementation: AttentionName = "sdpa",
         freeze_vision_encoder: bool = True,

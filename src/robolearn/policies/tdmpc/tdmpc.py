@@ -2,8 +2,10 @@
 
 import copy
 from collections.abc import Mapping
+from typing import Annotated
 
 import torch
+from annotated_types import Interval
 from torch import Tensor
 
 from robolearn import rng
@@ -11,10 +13,9 @@ from robolearn.errors import UserError
 from robolearn.normalize import NormalizationMode
 from robolearn.policies.base import Policy, PolicySpec
 from robolearn.policies.length_checks import check_n_action_steps, check_n_obs_steps
-from robolearn.policies.ranges import Fraction, NonNegative, Positive, Weight
 from robolearn.policies.tdmpc.planner import Planner, min_of_random_pair
 from robolearn.policies.tdmpc.world_model import WorldModel, feature_map_size
-from robolearn.types import Batch, Kind, Spec, Window
+from robolearn.types import Batch, Depth, Fraction, Kind, NonNegative, Size, Spec, Weight, Window
 
 DEFAULT_NORMALIZATION: dict[Kind, NormalizationMode] = {
     "VISUAL": "IDENTITY",
@@ -73,26 +74,26 @@ class TdmpcPolicy(Policy):
         spec: Spec,
         n_obs_steps: int = 1,
         normalization_mapping: Mapping[Kind, NormalizationMode] | None = None,
-        n_action_repeats: Positive = 2,
-        horizon: Positive = 5,
-        n_action_steps: Positive = 1,
-        image_encoder_hidden_dim: Positive = 32,
-        state_encoder_hidden_dim: Positive = 256,
-        latent_dim: Positive = 50,
-        q_ensemble_size: Positive = 5,
-        mlp_dim: Positive = 512,
+        n_action_repeats: Size = 2,
+        horizon: Size = 5,
+        n_action_steps: Size = 1,
+        image_encoder_hidden_dim: Size = 32,
+        state_encoder_hidden_dim: Size = 256,
+        latent_dim: Size = 50,
+        q_ensemble_size: Depth = 5,
+        mlp_dim: Size = 512,
         discount: Fraction = 0.9,
         use_mpc: bool = True,
-        cem_iterations: Positive = 6,
+        cem_iterations: Depth = 6,
         max_std: Weight = 2.0,
         min_std: Weight = 0.05,
-        n_gaussian_samples: Positive = 512,
-        n_pi_samples: NonNegative = 51,
+        n_gaussian_samples: Size = 512,
+        n_pi_samples: Annotated[int, Interval(ge=0, le=65_536)] = 51,
         uncertainty_regularizer_coeff: Weight = 1.0,
-        n_elites: Positive = 50,
+        n_elites: Size = 50,
         elite_weighting_temperature: Weight = 0.5,
         gaussian_mean_momentum: Fraction = 0.1,
-        max_random_shift_ratio: Weight = 0.0476,
+        max_random_shift_ratio: Fraction = 0.0476,
         reward_coeff: Weight = 0.5,
         expectile_weight: Fraction = 0.9,
         value_coeff: Weight = 0.1,
