@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from fakes import collecting, processes
+from fakes import collecting, preloaded, processes
 from fakes.datasets import write_dataset
 
 from robolearn.cli.collect import main
@@ -39,7 +39,7 @@ def command(*argv: str) -> dict[str, Any]:
 
 
 def collect(*argv: str, status: int = 0) -> str:
-    done = processes.run(**command(*argv))
+    done = preloaded.run("robolearn.cli.collect", argv, cwd=Path.cwd(), env=os.environ | {"OMP_NUM_THREADS": "1"})
     assert done.returncode == status, done.stdout
     return done.stdout
 

@@ -2,12 +2,10 @@
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
-from fakes import processes
+from fakes import preloaded
 from fakes.pi0 import LANGUAGE, VISION
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -54,9 +52,8 @@ TINY = [*POLICIES["diffusion"], *PUSHT]
 
 def run(module: str, *argv: str, status: int = 0, cwd: Path | None = None) -> str:
     """Run ``robolearn.cli.<module>`` to its end; what it printed, both streams together."""
-    command = [sys.executable, "-m", f"robolearn.cli.{module}", *argv]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "SDL_VIDEODRIVER": "dummy"}
-    done = processes.run(command, stderr=subprocess.STDOUT, env=environment, cwd=cwd)
+    done = preloaded.run(f"robolearn.cli.{module}", argv, cwd=cwd or Path.cwd(), env=environment)
     assert done.returncode == status, done.stdout
     return done.stdout
 

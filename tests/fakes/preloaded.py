@@ -1,0 +1,101 @@
+"""Commands in processes that have imported torch and the simulators already: one process imports, the others fork."""
+
+import atexit
+import contextlib
+import functools
+import importlib
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import traceback
+from collections.abc import Mapping, Sequence
+from multiprocessing.connection import Client, Listener
+from pathlib import Path
+from typing import Any
+
+MODULES = ("robolearn.config.preflight", "robolearn.runs.logger", "robolearn.collecting.demonstration_workers")
+Request = tuple[str, tuple[str, ...], str, dict[str, str], str]
+
+
+def run(
+    module: str, argv: Sequence[str], *, cwd: Path, env: Mapping[str, str], seconds: float = 300
+) -> subprocess.CompletedProcess[str]:
+    """Run the ``main`` of a module as a process of its own, with both streams in `stdout`.
+
+    Args:
+        module: Its ``main`` gets the arguments.
+        argv: The arguments.
+        cwd: Where it runs.
+        env: All its environment variables.
+        seconds: What a slow and busy machine may need.
+
+    Raises:
+        AssertionError: It took longer; with what it had printed.
+    """
+    with tempfile.NamedTemporaryFile("r") as output:
+        with Client(_server()) as connection:
+            connection.send((module, tuple(argv), str(cwd), dict(env), output.name))
+            pid = connection.recv()
+            ended = connection.poll(seconds)
+            if not ended:
+                os.killpg(pid, signal.SIGKILL)
+            status = connection.recv()
+        text = Path(output.name).read_text()
+    assert ended, f"{module} {' '.join(argv)} did not end within {seconds} s.\n{text}"
+    return subprocess.CompletedProcess([module, *argv], status, text)
+
+
+@functools.cache
+def _server() -> str:
+    """The address of this process's server, which ends with it."""
+    folder = tempfile.TemporaryDirectory()
+    address = str(Path(folder.name, "server"))
+    command = [sys.executable, "-c", "from fakes.preloaded import serve; serve(__import__('sys').argv[1])", address]
+    path = os.pathsep.join([str(Path(__file__).resolve().parents[1]), os.environ.get("PYTHONPATH", "")])
+    environment = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, start_new_session=True, text=True)
+    assert process.stdout
+    assert process.stdout.readline() == "ready\n"
+    atexit.register(folder.cleanup)
+    atexit.register(process.kill)
+    return address
+
+
+def serve(address: str) -> None:
+    """Answer one request after the other: the process id of the command, then its exit status."""
+    for module in MODULES:
+        importlib.import_module(module)
+    with Listener(address, "AF_UNIX") as listener:
+        print("ready", flush=True)
+        while True:
+            with listener.accept() as connection:
+                request = connection.recv()
+                pid = os.fork()
+                if pid == 0:
+                    break
+                connection.send(pid)
+                _, code = os.waitpid(pid, 0)
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(pid, signal.SIGKILL)  # what it left running
+                connection.send(os.waitstatus_to_exitcode(code))
+    _be(request)
+
+
+def _be(request: Request) -> Any:
+    """Become the command."""
+    module, argv, folder, environment, output = request
+    os.setsid()
+    os.chdir(folder)
+    os.environ.clear()
+    os.environ.update(environment)
+    file = os.open(output, os.O_WRONLY)
+    for stream, number in ((os.open(os.devnull, os.O_RDONLY), 0), (file, 1), (file, 2)):
+        os.dup2(stream, number)
+    sys.argv = [module, *argv]
+    try:
+        importlib.import_module(module).main(list(argv))
+    except Exception:
+        traceback.print_exc()
+        sys.exit(1)
