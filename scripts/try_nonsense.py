@@ -236,7 +236,8 @@ def _write_leaves(base: Base, out: Path) -> None:
 
     name = {train.main: "train", collect.main: "collect", evaluate.main: "evaluate"}[base.main]
     if name == "evaluate":
-        evaluate.register(evaluate.read_config(Path(base.argv[0].removeprefix("checkpoint=")) / "checkpoints/last"))
+        folder = Path(base.argv[0].removeprefix("checkpoint="), "checkpoints/last")
+        evaluate.register(evaluate.read_config(folder))
     job = compose(parse([text for text in base.argv if text != "-m"], name), name)[0]
     tree = OmegaConf.to_container(job.cfg, resolve=True)
     assert isinstance(tree, dict)

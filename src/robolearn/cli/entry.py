@@ -1,6 +1,7 @@
 """How commands end: with one sentence where something was wrong, and without a traceback where a user wants no more."""
 
 import argparse
+import errno
 import functools
 import os
 import sys
@@ -19,6 +20,11 @@ def entry_point(main: Callable[[Sequence[str] | None], None]) -> Callable[..., N
             main(argv)
         except UserError as error:
             exit_with(error)
+        except OSError as error:
+            if error.errno != errno.ENAMETOOLONG:
+                raise
+            name = str(error.filename)
+            exit_with(UserError(f"{name[:80]}...: {error.strerror}", key=name, fix="give a shorter name"))
         except KeyboardInterrupt:
             _say("\nStopped.")
             raise SystemExit(130) from None

@@ -29,6 +29,9 @@ from robolearn.rollouts.task_prompts import TaskEmbeddings, task_prompts
 from robolearn.runs.run import Run, flatten
 from robolearn.training.optim import build_param_groups
 
+LONGEST_NAME = 200
+"""Characters of a path that no file system refuses."""
+
 LARGEST_RATE = 1e6
 """Of what an optimizer takes: learning rates, decays, momenta."""
 
@@ -79,7 +82,10 @@ def _refused_path(cfg: DictConfig, error: OSError) -> UserError:
     """What the system says of a path, with the key that it comes from."""
     path = str(error.filename)
     keys = [key for key, value in flatten(plain(cfg)).items() if isinstance(value, str) and value and value in path]
-    key = min(keys, key=lambda key: -len(str(OmegaConf.select(cfg, key)))) if keys else path[:80]
+    values = {key: str(OmegaConf.select(cfg, key)) for key in keys}
+    # Of those that could be to blame the innermost: job_name rather than the output_dir that holds it.
+    long = {key: value for key, value in values.items() if len(value) > LONGEST_NAME} or values
+    key = min(long, key=lambda key: len(long[key])) if long else path[:80]
     return UserError(f"{key}: {path[:80]} can't be used: {error.strerror}", key=key, fix="give another path")
 
 

@@ -108,7 +108,7 @@ class DiffusionPolicy(Policy):
         num_inference_steps: Size | None = None,
         do_mask_loss_for_padding: bool = False,
         average_over_padding: bool = False,
-        noise_samples_per_observation: Positive = 1,
+        noise_samples_per_observation: Depth = 1,
     ) -> None:
         super().__init__()
         final_n_groups = n_groups if final_n_groups is None else final_n_groups
