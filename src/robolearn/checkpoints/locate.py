@@ -7,11 +7,13 @@ import re
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from robolearn.checkpoints.lerobot import config_json
 from robolearn.checkpoints.lerobot.registry import default_options
+from robolearn.checkpoints.literal import check_literal
 from robolearn.errors import UserError, one_line
+from robolearn.runs.run_files import numbered_checkpoints, read_config
+from robolearn.system.json_files import DamagedFileError
+from robolearn.system.paths import inside
 
 WEIGHTS, CONFIG_YAML, CONFIG_JSON = "model.safetensors", "config.yaml", "config.json"
 
@@ -35,10 +37,12 @@ def locate(key: str, path: str, download: bool = False) -> Path:
     given = Path(path).expanduser()
     if not given.exists() and re.fullmatch(r"[\w.-]+/[\w.-]+", path):
         given = _from_hub(key, path, download)
-    places = (given, given / "last", given / "checkpoints" / "last")
-    for folder in (*places, given / "pretrained_model", *(place / "pretrained_model" for place in places[1:])):
+    # Tools that copy folders may leave links out.
+    newest = [*numbered_checkpoints(given)[-1:], *numbered_checkpoints(given / "checkpoints")[-1:]]
+    folders = (given, given / "last", given / "checkpoints" / "last", *newest)
+    for folder in (*folders, given / "pretrained_model", *(parent / "pretrained_model" for parent in folders[1:])):
         if (folder / WEIGHTS).is_file() and ((folder / CONFIG_YAML).is_file() or (folder / CONFIG_JSON).is_file()):
-            return folder.resolve()
+            return _checked(folder.resolve())
     if not given.exists():
         raise UserError(
             f"{key}={path}: there is no such folder; give a run's folder or one of its checkpoints.", key=key
@@ -53,6 +57,13 @@ def locate(key: str, path: str, download: bool = False) -> Path:
     raise UserError(
         f"{key}={path}: no checkpoint is in this folder; give a run's folder or one of its checkpoints.", key=key
     )
+
+
+def _checked(folder: Path) -> Path:
+    for file in folder.iterdir():
+        if file.is_symlink():
+            inside(folder, file.name)
+    return folder
 
 
 def _from_hub(key: str, name: str, download: bool) -> Path:
@@ -79,20 +90,25 @@ def is_lerobot_checkpoint(folder: Path) -> bool:
     return not (folder / CONFIG_YAML).is_file()
 
 
+def config_file(folder: Path) -> Path:
+    """The file of a folder that `locate` found which says what its policy is."""
+    return folder / (CONFIG_JSON if is_lerobot_checkpoint(folder) else CONFIG_YAML)
+
+
 def read_run(folder: Path) -> dict[str, Any]:
-    """The configuration of the run that wrote a checkpoint.
+    """The configuration of the run that wrote a checkpoint, which nothing has checked.
 
     Raises:
         UserError: It is not one of a run.
     """
     file = folder / CONFIG_YAML
     try:
-        config = yaml.safe_load(file.read_text())
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        config = read_config(file)
+    except (FileNotFoundError, DamagedFileError) as error:
         raise UserError(
             f"{file}: this is not readable YAML; use another checkpoint of the run.", key=str(file)
         ) from error
-    if not isinstance(config, dict) or "policy" not in config:
+    if not isinstance(config.get("policy"), dict):
         raise UserError(f"{file}: this is no configuration of a run; use another checkpoint.", key=str(file))
     return config
 
@@ -105,20 +121,29 @@ def checkpoint_config(folder: Path) -> dict[str, Any]:
         LeRobot's hold only what differs from our files of its ``kind``, which is an option of the group policy.
 
     Raises:
-        UserError: The file beside the weights is not readable, or has what is not supported.
+        UserError: The file beside the weights is not readable, or has what is not supported or no plain value.
     """
     if is_lerobot_checkpoint(folder):
-        return config_json.checkpoint_nodes(folder)
+        nodes = config_json.checkpoint_nodes(folder)
+        return {**nodes, "policy": _offline(nodes["policy"])}
     run = read_run(folder)
-    policy = {key: value for key, value in run["policy"].items() if key != "path"}
+    check_literal(folder / CONFIG_YAML, {key: run[key] for key in ("policy", *INHERITED_KEYS) if key in run})
+    policy = _offline({key: value for key, value in run["policy"].items() if key != "path"})
     steps = int(folder.name) if folder.name.isdigit() else 0
     for key in STAGE_KEYS & policy.keys():
-        policy[key] = max(0, policy[key] - steps)
+        if isinstance(policy[key], int):
+            policy[key] = max(0, policy[key] - steps)
     nodes = {"policy": policy, **{key: run[key] for key in INHERITED_KEYS if key in run}}
-    if "num_vqvae_training_steps" in (nodes.get("scheduler") or {}):
+    scheduler = nodes.get("scheduler")
+    if isinstance(scheduler, dict) and "num_vqvae_training_steps" in scheduler:
         follows = {"num_vqvae_training_steps": "${oc.select:policy.n_vqvae_training_steps,0}"}
-        nodes["scheduler"] = {**nodes["scheduler"], **follows}
+        nodes["scheduler"] = {**scheduler, **follows}
     return nodes
+
+
+def _offline(policy: dict[str, Any]) -> dict[str, Any]:
+    """A node without the permission to use the network, which is the user's to give."""
+    return {**policy, "download": False} if "download" in policy else policy
 
 
 def policy_node(folder: Path) -> dict[str, Any]:

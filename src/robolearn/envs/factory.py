@@ -3,14 +3,15 @@
 import dataclasses
 import functools
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import gymnasium as gym
 from gymnasium import spaces
 
 from robolearn.envs.dependencies import display_error_message, import_package, is_display_error, missing
-from robolearn.envs.vector import VectorEnv, make_vector_env
+from robolearn.envs.time_limit import TimeLimit
+from robolearn.envs.vector import VectorEnv, make_vector_env, never
 from robolearn.envs.wrappers import FlattenToDatasetKeys, FreezeAfterEpisodeEnd, SuccessWrapper
 from robolearn.errors import UserError, closest_match, describe_exception
 from robolearn.system.workers import limit_threads
@@ -114,7 +115,13 @@ class EnvFactory:
             env.close()
         return Spec(observation, Feature("ACTION", tuple(action.shape)), self.fps, self.render_settings)
 
-    def make_vec(self, num_envs: int, use_async: bool = False) -> VectorEnv:
+    def make_vec(
+        self,
+        num_envs: int,
+        use_async: bool = False,
+        limit: TimeLimit | None = None,
+        stop: Callable[[], bool] = never,
+    ) -> VectorEnv:
         """A vector of simulators; seed every reset, close it after use.
 
         Observations: images uint8 (N, C, H, W), all else float32 (N, ...). An environment whose episode has ended
@@ -123,13 +130,14 @@ class EnvFactory:
         Args:
             num_envs: N.
             use_async: Give each simulator a process of its own.
+            limit: How long a step or a reset of all of them may take.
+            stop: Asked while one is waited for; True leaves it.
 
         Raises:
             UserError: The simulator can't be opened.
         """
-        return make_vector_env(
-            [self.env_fn()] * num_envs, use_async, preload=self.preload_modules() if use_async else ()
-        )
+        preload = self.preload_modules() if use_async else ()
+        return make_vector_env([self.env_fn()] * num_envs, use_async, preload, self.id, limit, stop)
 
     def describe(self) -> dict[str, Any]:
         """Plain values for records."""
@@ -194,7 +202,7 @@ def open_simulator(
         raise UserError(missing(error, package), key="env.package") from error
     except UserError:
         raise
-    except Exception as error:  # the environment's own constructor may raise anything
+    except (Exception, SystemExit) as error:  # the environment's own constructor may raise anything
         if is_display_error(error):
             raise UserError(display_error_message(error), key="MUJOCO_GL") from error
         reason = describe_exception(error)

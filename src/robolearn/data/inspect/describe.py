@@ -8,6 +8,7 @@ import numpy as np
 from robolearn.data.lerobot_format.columns import read_columns
 from robolearn.data.lerobot_format.meta import DatasetMeta, read_json, read_meta
 from robolearn.data.video.frame_cache import gigabytes
+from robolearn.errors import printable
 
 
 def describe(root: Path) -> str:
@@ -33,7 +34,8 @@ def describe(root: Path) -> str:
     }
     width = max(map(len, meta.columns))
     features = [f"  {key:<{width}}  {_kind(info['features'][key])}" for key in meta.columns]
-    return "\n".join([*(f"{name:<10}{text}" for name, text in lines.items()), "features", *features])
+    told = [*(f"{name:<10}{text}" for name, text in lines.items()), "features", *features]
+    return "\n".join(printable(line, lines=False) for line in told)
 
 
 def _outcomes(meta: DatasetMeta) -> dict[str, str]:
@@ -52,19 +54,23 @@ def _outcomes(meta: DatasetMeta) -> dict[str, str]:
 
 def _collected(info: dict[str, Any]) -> dict[str, str]:
     found = {}
-    if settings := info.get("settings"):
+    if settings := _mapping(info.get("settings")):
         found["settings"] = ", ".join(f"{key}={value}" for key, value in settings.items())
-    recipe = info.get("collection")
-    if isinstance(recipe, dict):
-        by = recipe.get("policy") or recipe.get("demonstrator") or {}
+    if recipe := _mapping(info.get("collection")):
+        by = _mapping(recipe.get("policy")) or _mapping(recipe.get("demonstrator"))
         name = by.get("path") or str(by.get("_target_", "")).rpartition(".")[2]
-        found["collected"] = f"in {recipe.get('env', {}).get('id')} by {name}, seed {recipe.get('seed')}"
-        if noise := recipe.get("action_noise"):
+        found["collected"] = f"in {_mapping(recipe.get('env')).get('id')} by {name}, seed {recipe.get('seed')}"
+        if isinstance(noise := recipe.get("action_noise"), int | float) and noise:
             found["noise"] = f"{noise:g} on actions; the action is the {recipe.get('action_label')} one"
     return found
 
 
+def _mapping(value: Any) -> dict[str, Any]:
+    """What others wrote, where it is a mapping."""
+    return value if isinstance(value, dict) else {}
+
+
 def _kind(feature: dict[str, Any]) -> str:
     shape = " x ".join(map(str, feature["shape"]))
-    codec = (feature.get("info") or {}).get("video.codec")
+    codec = _mapping(feature.get("info")).get("video.codec")
     return f"{feature['dtype']} {shape}" + (f", {codec}" if codec else "")

@@ -94,7 +94,12 @@ class Recorder:
         return features
 
     def __call__(self, episode: Episode, clean: np.ndarray) -> EpisodeRecord:
-        """The record of an episode with its observations; `clean` (T, A) are the actions before noise."""
+        """The record of an episode with its observations; `clean` (T, A) are the actions before noise.
+
+        Raises:
+            UserError: A reward is no finite number.
+        """
+        episode.check_rewards()
         assert episode.observations is not None
         length = len(episode)
         columns: dict[str, Any] = {}
