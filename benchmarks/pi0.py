@@ -214,8 +214,7 @@ class Work:
         seen, chunk = cameras * patches, len(policy.spec.window.action)
         prefix, suffix = seen + words, 1 + chunk
         last = language.layers[-1]
-        keys_and_values = [last.get_submodule(f"self_attn.{name}_proj") for name in "kv"]
-        used = matrices(language) - matrices(last) + sum(map(matrices, keys_and_values))
+        used = matrices(language) - matrices(last) + matrices(last.self_attn.k_proj) + matrices(last.self_attn.v_proj)
         width = sum(p.shape[0] for name, p in last.named_parameters() if name.endswith("q_proj.weight"))
         layers = len(language.layers)
         self.vision_bytes = 2 * (matrices(vision) + matrices(policy.paligemma.projector))

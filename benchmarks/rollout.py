@@ -20,7 +20,6 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-import arguments
 import numpy as np
 import torch
 from hydra import compose, initialize_config_dir
@@ -30,10 +29,9 @@ from robolearn.agent import Agent
 from robolearn.config.build import build, build_policy
 from robolearn.config.devices import pick_device, use_fast_kernels
 from robolearn.envs.factory import EnvFactory
-from robolearn.episodes import Observation
 from robolearn.normalize import Normalizer
-from robolearn.rng import isolated_rng
-from robolearn.rollouts.rollout import rollout
+from robolearn.rollouts.evaluation import seeded
+from robolearn.rollouts.rollout import Observation, rollout
 from robolearn.system.paths import conf_dir
 from robolearn.types import Feature, Spec
 
@@ -48,8 +46,8 @@ OWN = {
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "plain": {"cuda_graph": False},
-    "graph": {"cuda_graph": True, "amp_dtype": torch.bfloat16},
-    "compiled": {"cuda_graph": True, "amp_dtype": torch.bfloat16, "compile": True},
+    "graph": {"cuda_graph": None, "amp_dtype": torch.bfloat16},
+    "compiled": {"cuda_graph": None, "amp_dtype": torch.bfloat16, "compile": True},
 }
 
 IMAGES = {"act": ("observation.images.top", (480, 640), 14), "tdmpc": ("observation.image", (84, 84), 4)}
@@ -58,7 +56,13 @@ IMAGES = {"act": ("observation.images.top", (480, 640), 14), "tdmpc": ("observat
 
 def main() -> None:
     """Measure every policy in every variant."""
-    own, overrides = arguments.split(OWN)
+    own, overrides = dict(OWN), []
+    for argument in sys.argv[1:]:
+        key, _, value = argument.partition("=")
+        if key in own:
+            own[key] = value
+        else:
+            overrides.append(argument)
     overrides = ["env=pusht", "job_name=benchmark", "output_dir=unused", *overrides]
     size, repeats = int(own["batch_size"]), int(own["repeats"])
     rows: list[dict[str, Any]] = []
@@ -117,7 +121,7 @@ def make_agent(
         key: {n: torch.full((3, 1, 1) if f.kind == "VISUAL" else f.shape, v) for n, v in limits.items()}
         for key, f in {**spec.observation, "action": spec.action}.items()
     }
-    normalizer = Normalizer(spec, policy.spec.normalization_mapping, stats).to(device)
+    normalizer = Normalizer(spec, policy.normalization_mapping, stats).to(device)
     options = dict(OPTIONS[variant])
     if variant != "plain" and not cfg.use_amp and any(text.startswith("use_amp=") for text in sys.argv):
         del options["amp_dtype"]
@@ -163,16 +167,16 @@ def run_episodes(name: str, variant: str, cfg: DictConfig, count: int, size: int
     """Whole episodes, as an evaluation runs them, compilation and capture included."""
     simulator: EnvFactory = build("env", cfg)
     started = time.perf_counter()
-    n_envs = min(size, count)
-    env = simulator.make_vec(n_envs, use_async=True)
+    places = min(size, count)
+    env = simulator.make_vec(places, use_async=True)
     spawn = time.perf_counter() - started
     try:
         device = pick_device(cfg.device)
         timed = Timed(make_agent(name, variant, cfg, device, simulator.spec)[0])
         started = time.perf_counter()
-        with isolated_rng(0):
-            for first in range(0, count, n_envs):
-                rollout(env, timed, range(first, min(first + n_envs, count)))
+        with seeded(0):
+            for first in range(0, count, places):
+                rollout(env, timed, range(first, min(first + places, count)))
         seconds = time.perf_counter() - started
     finally:
         env.close()

@@ -16,7 +16,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import arguments
 import numpy as np
 from scipy import stats
 
@@ -28,7 +27,13 @@ OWN = {"experiment": "diffusion_pusht_reflected", "seeds": "0,1,2", "out": "outp
 
 def main() -> None:
     """Train and evaluate with every seed."""
-    own, overrides = arguments.split(OWN)
+    own, overrides = dict(OWN), []
+    for argument in sys.argv[1:]:
+        key, _, value = argument.partition("=")
+        if key in own:
+            own[key] = value
+        else:
+            overrides.append(argument)
     print(f"{'seed':>5} {'seconds':>8} {'success':>8} {'max reward':>11} {'episodes':>9}")
     rows = []
     for seed in map(int, own["seeds"].split(",")):
@@ -69,7 +74,7 @@ def interval(values: list[float]) -> dict[str, float | None]:
     mean = float(np.mean(values))
     if len(values) < 2:
         return {"mean": mean, "low": None, "high": None}
-    half = float(stats.t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1)) / math.sqrt(len(values))
+    half = stats.t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / math.sqrt(len(values))
     return {"mean": mean, "low": mean - half, "high": mean + half}
 
 

@@ -19,10 +19,9 @@ the figures as JSON.
 import json
 import sys
 import time
-from collections.abc import Collection, Generator, Iterator
+from collections.abc import Generator, Iterator
 from typing import Any
 
-import arguments
 import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
@@ -79,16 +78,14 @@ class RandomFrames:
         """All frames that have every offset before and after them."""
         return torch.arange(10, self.count - 120)
 
-    def batch(
-        self, indices: Tensor, window: Window, *, pin: bool = False, keys: Collection[str] | None = None
-    ) -> Batch:
+    def batch(self, indices: Tensor, window: Window, *, pin: bool = False) -> Batch:
         """As `LeRobotDataset.batch`."""
         source = indices.pin_memory() if self.device.type == "cuda" else indices
         indices = source.to(self.device, non_blocking=True)
         result: Batch = {"index": indices}
         for key, values in self.data.items():
             offsets = {"action": window.action, "next.reward": window.reward}.get(key, window.observation)
-            if offsets and (keys is None or key in keys):
+            if offsets:
                 rows = indices[:, None] + torch.arange(offsets[0], offsets[-1] + 1, device=self.device)
                 result[key] = values[rows]
                 result[f"{key}_is_pad"] = torch.zeros_like(rows, dtype=torch.bool)
@@ -112,7 +109,14 @@ class Items(Dataset):
 
 def main() -> None:
     """Measure every variant at every batch size."""
-    own, overrides = arguments.split(OWN)
+    own = dict(OWN)
+    overrides = []
+    for argument in sys.argv[1:]:
+        key, _, value = argument.partition("=")
+        if key in own:
+            own[key] = value
+        else:
+            overrides.append(argument)
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
         cfg = compose("train", overrides=["env=none", "job_name=benchmark", "output_dir=unused", *overrides])
     device = pick_device(cfg.device)
@@ -231,7 +235,7 @@ def profile(update: Update, metrics: TrainMetrics, batches: Iterator[Batch], cou
     kind = "self_device_time_total" if update.device.type == "cuda" else "self_cpu_time_total"
     events = [e for e in profiled.key_averages() if getattr(e, kind) > 0]
     if update.device.type == "cuda":
-        events = [e for e in events if e.device_type.name == "CUDA"]
+        events = [e for e in events if e.device_type == torch.autograd.DeviceType.CUDA]
     events.sort(key=lambda event: getattr(event, kind), reverse=True)
     total = sum(getattr(event, kind) for event in events)
     print(f"kernels of a step: {total / 1e4:.2f} ms in {sum(e.count for e in events) / 10:.0f} launches")

@@ -50,10 +50,10 @@ DRAWS = {
     "torch.randn": "normal numbers",
     "torch.randn_like": "normal numbers",
     "torch.normal": "normal numbers",
-    "torch.rand": "uniform numbers",
-    "Tensor.uniform_": "uniform numbers",
-    "torch.randint": "integers",
-    "numpy.random.choice": "integers",  # TD-MPC's two heads
+    "torch.rand": "even numbers",
+    "Tensor.uniform_": "even numbers",
+    "torch.randint": "whole numbers",
+    "numpy.random.choice": "whole numbers",  # TD-MPC's two heads
 }
 
 
@@ -186,8 +186,11 @@ class Worst:
         error = abs(got - want)
         share = error / (atol * self.tolerance + min(rtol * self.tolerance, 1) * abs(want))
         if not share <= self.shares.get(quantity, (-1.0,))[0]:
-            share = share if share == share else float("inf")  # NaN misses, too
-            self.shares[quantity] = share, error / (abs(want) + atol), where
+            self.shares[quantity] = (
+                share if share == share else float("inf"),
+                error / (abs(want) + atol),
+                where,
+            )
 
     @property
     def missed(self) -> dict[str, str]:

@@ -27,7 +27,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent))
 from kill_test import compare
 
-from robolearn.runs.run_files import status
+from robolearn.runs.run import status
 from robolearn.sweeps.report import SweepRun, read
 
 RATES = ("0.0001", "0.0003")
@@ -264,7 +264,7 @@ def _problems_of_the_first(test: Test, status: int) -> list[str]:
 
 
 def _wait_for_the_dead(test: Test) -> None:
-    """The heartbeat distinguishes a killed run from a slow one."""
+    """The heartbeat tells a killed run from a slow one."""
     end = time.monotonic() + 90
     while any(run.state == "running" for run in read(test.sweep).runs) and time.monotonic() < end:
         time.sleep(2)

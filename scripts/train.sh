@@ -45,7 +45,7 @@ The run is in $folder:
   videos       $folder/eval/*/grid.mp4
   curves       $BIN/tensorboard --logdir $folder
   checkpoint   $folder/checkpoints/last
-Resume:
+Go on:
   $BIN/robolearn-train +experiment=$recipe ${data[*]} output_dir=$folder offline.steps=$steps
   $BIN/robolearn-eval checkpoint=$folder eval.n_episodes=100
 END

@@ -233,12 +233,11 @@ def _write_leaves(base: Base, out: Path) -> None:
 
     from robolearn.cli import collect, evaluate, train
     from robolearn.config.compose import compose, parse
-    from robolearn.config.trust import Trust
 
     name = {train.main: "train", collect.main: "collect", evaluate.main: "evaluate"}[base.main]
     if name == "evaluate":
         folder = Path(base.argv[0].removeprefix("checkpoint="), "checkpoints/last")
-        evaluate.register(evaluate.read_config(folder, Trust()))
+        evaluate.register(evaluate.read_config(folder))
     job = compose(parse([text for text in base.argv if text != "-m"], name), name)[0]
     tree = OmegaConf.to_container(job.cfg, resolve=True)
     assert isinstance(tree, dict)

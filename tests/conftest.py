@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from fakes.refusals import pytest_addoption, pytest_configure, refuses  # noqa: F401  (pytest finds them here)
 
 from robolearn.envs import Aloha, PushT, Xarm
 from robolearn.errors import UserError

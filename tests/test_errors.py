@@ -1,9 +1,9 @@
-"""What a user reads, and that only one module phrases it."""
+"""What a user is told, and that only one module phrases it."""
 
 from pathlib import Path
 
 import pytest
-from fakes.refusals import Refuses
+from fakes.errors import refused
 
 import robolearn
 from robolearn.errors import (
@@ -15,7 +15,6 @@ from robolearn.errors import (
     first_line,
     one_line,
     one_of,
-    printable,
     with_class,
 )
 
@@ -27,27 +26,16 @@ def test_a_fix_ends_the_sentence() -> None:
     assert str(UserError("a=1 is wrong.")) == "a=1 is wrong."
 
 
-def test_control_characters_are_never_printed() -> None:
-    evil = "\x1b]0;title\x07a\x9b2J\r\x00\u202eb\u2066\ud800\n\u2028c"
-    assert str(UserError(evil, fix=evil)).isprintable()
-    assert "\n" in printable("a\nb\tc")
-    assert printable("größe 日本 👩‍🔬 a\tb") == "größe 日本 👩‍🔬 a\tb"
-
-
-def test_values_below_a_minimum_are_refused(refuses: Refuses) -> None:
+def test_values_below_a_minimum_are_refused() -> None:
     at_least(1, **{"a.b": 1, "a.c": None})
-    with refuses("a.b"):
-        at_least(1, **{"a.b": 0})
-    with refuses("a.b"):
-        at_least(1, **{"a.b": float("nan")})
+    assert "at least 1" in str(refused("a.b", at_least, 1, **{"a.b": 0}))
+    refused("a.b", at_least, 1, **{"a.b": float("nan")})
 
 
-def test_a_value_that_is_no_choice_is_refused_and_the_nearest_named(refuses: Refuses) -> None:
+def test_a_value_that_is_no_choice_is_refused_and_the_nearest_named() -> None:
     one_of("a", "red", ("red", "green"))
-    with refuses("a"):
-        one_of("a", "gren", ("red", "green"))
-    with refuses("a"):
-        one_of("a", "xyz", ("red", "green"))
+    assert "did you mean 'green'?" in str(refused("a", one_of, "a", "gren", ("red", "green")))
+    assert "did you mean" not in str(refused("a", one_of, "a", "xyz", ("red", "green")))
 
 
 def test_similar_names() -> None:
@@ -73,7 +61,7 @@ def test_long_messages_are_cut() -> None:
     assert describe_exception(ValueError("x" * 400)) == f"ValueError: {'x' * 300}…"
 
 
-def test_an_error_of_users_code_names_its_place() -> None:
+def test_an_error_of_users_code_tells_its_place() -> None:
     def fail() -> None:
         raise ValueError("no\nbattery.")
 

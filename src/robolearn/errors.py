@@ -4,13 +4,8 @@ This module imports no other of robolearn, and only it looks for similar names o
 """
 
 import difflib
-import re
 import traceback
 from collections.abc import Collection, Iterable
-from typing import NoReturn
-
-CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ufff9-\ufffb]")
-"""C0 and C1 characters but tab and line break, and those that turn the direction of a text or hide parts of it."""
 
 
 class UserError(Exception):
@@ -26,23 +21,8 @@ class UserError(Exception):
     """
 
     def __init__(self, message: str, *, key: str | None = None, fix: str | None = None) -> None:
-        sentence = f"{message.rstrip('.')}; {fix.rstrip('.')}." if fix else message
-        # It may quote what a stranger wrote. gymnasium wraps an error in one of the same type, which stays as it is.
-        super().__init__(printable(sentence, lines=False) if isinstance(sentence, str) else sentence)
+        super().__init__(f"{message.rstrip('.')}; {fix.rstrip('.')}." if fix else message)
         self.key, self.fix = key, fix
-
-
-def printable(text: str, lines: bool = True) -> str:
-    """A text without what a terminal or a log would obey instead of showing it.
-
-    Args:
-        text: May hold what a stranger wrote: a task, a key, a file's name.
-        lines: Whether line breaks stay; otherwise they become spaces, so that nothing pretends to be a line of its own.
-    """
-    if not lines:
-        text = re.sub("[\n\x85\u2028\u2029]+", " ", text)
-    # Halves of surrogate pairs, from JSON or from file names, cannot be encoded.
-    return re.sub("[\ud800-\udfff]", "\ufffd", CONTROL.sub("", text))
 
 
 def at_least(minimum: float, **values: float | None) -> None:
@@ -68,16 +48,6 @@ def one_of(key: str, value: str, choices: Collection[str]) -> None:
     """
     if value not in choices:
         raise UserError(f"{key}={value} is none of {', '.join(choices)}{did_you_mean(value, choices)}.", key=key)
-
-
-def refuse_arguments(message: str) -> NoReturn:
-    """Stands in for `argparse.ArgumentParser.error`.
-
-    Raises:
-        UserError: In any case; its key is the option, where the message names one.
-    """
-    option = re.match(r"argument (-[^\s/:]+)", message)
-    raise UserError(f"The command line was not understood: {message}; see --help.", key=option and option[1])
 
 
 def closest_match(name: str, names: Iterable[str], cutoff: float = 0.6) -> str | None:

@@ -16,7 +16,7 @@ from robolearn import rng
 from robolearn.agent import AgentFactory
 from robolearn.checkpoints.store import Checkpoints, load_models, load_state, load_trained
 from robolearn.distributed.world import World
-from robolearn.episodes import EpisodeEvaluator, RolloutInterrupted
+from robolearn.episodes import RolloutInterrupted
 from robolearn.normalize import Normalizer
 from robolearn.policies.base import Policy
 from robolearn.runs.logger import Logger
@@ -44,7 +44,7 @@ class Trainer:
         checkpoints: Where the run is saved.
         init_weights: Fills policy and normalizer before the first update of a fresh run.
         make_agent: Makes the agent that an evaluation runs.
-        evaluator: Runs episodes of a simulator; None: there is none.
+        evaluator: Runs episodes of a simulator, see `robolearn.rollouts.evaluation.Evaluator`; None: there is none.
         world: The processes that train the policy together, each on its shard of every batch. The main process alone
             writes and evaluates.
     """
@@ -57,7 +57,7 @@ class Trainer:
     checkpoints: Checkpoints
     init_weights: Callable[[Policy, Normalizer], None]
     make_agent: AgentFactory
-    evaluator: EpisodeEvaluator | None = None
+    evaluator: Callable[..., Any] | None = None
     world: World = field(default_factory=World)
 
     def __post_init__(self) -> None:
@@ -90,8 +90,7 @@ class Trainer:
     @contextmanager
     def session(self) -> Iterator[ExitStack]:
         """Hold the run's status and its signal handlers; at the end simulators and curves are closed."""
-        shutdown = GracefulShutdown(at_once=self.run.leave)
-        with self.run.running(), shutdown as self.interrupts, ExitStack() as stack:
+        with self.run.running(), GracefulShutdown() as self.interrupts, ExitStack() as stack:
             stack.callback(self.logger.close)
             for phase in self.phases:
                 stack.callback(phase.close)
@@ -108,8 +107,8 @@ class Trainer:
             self.save()
         self.evaluate_and_log()
         # Processes that train together stop at the same step, whichever of them got the signal.
-        if signum := self.world.poll_max(self.interrupts.pending or 0):
-            self.save_and_exit(signum)
+        if number := self.world.poll_max(self.interrupts.pending or 0):
+            self.save_and_exit(number)
 
     def evaluate_and_log(self) -> None:
         """Evaluate where it is due, and write the step's scalars; may be done again after a restart."""
@@ -170,7 +169,7 @@ class Trainer:
         self.checkpointed()
 
     def restore_or_init(self) -> None:
-        """Resume from the newest undamaged checkpoint, or start a fresh run."""
+        """Resume from the newest sound checkpoint, or start a fresh run."""
         folder = self.world.run_on_main(self.checkpoints.latest)
         if folder is not None:
             self.resume(folder)
@@ -223,15 +222,15 @@ class Trainer:
         log.info("Done: %s has checkpoints and evaluations; curves: tensorboard --logdir %s", *[self.run.folder] * 2)
         return self.last_evaluation.get(self.checkpoints.metric)
 
-    def save_and_exit(self, signum: int = 0) -> None:
-        """Save, and hand the signal on; returns where the handler that was there before lets the run continue.
+    def save_and_exit(self, number: int = 0) -> None:
+        """Save, and hand the signal on; returns where the handler that was there before lets the run go on.
 
         Args:
-            signum: The signal, where it may have reached another process alone.
+            number: The signal, where it may have reached another process alone.
         """
         if self.intervals.save_checkpoint and self.saved_step != self.step:
             self.save()
-        self.interrupts.pending = self.interrupts.pending or signum or None
+        self.interrupts.pending = self.interrupts.pending or number or None
         self.interrupts.reraise()
         self.world.wait_for_main()
 

@@ -92,7 +92,7 @@ def kind_of(key: str, is_image: bool | None = None) -> Kind:
     Args:
         key: The dataset key, such as ``observation.images.top``.
         is_image: Whether the source declares it an image, as the dtypes of ``info.json`` do; None where it does not
-            say (a simulator's observation space, LeRobot's config.json of 2024), so that the name decides.
+            tell (a simulator's observation space, LeRobot's config.json of 2024), so that the name decides.
     """
     if key.startswith("observation.image") if is_image is None else is_image:
         return "VISUAL"

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 import torch
-from fakes.refusals import Refuses
 
 from robolearn.checkpoints.lerobot import parameter_names, registry, weights
+from robolearn.errors import UserError
 
 # The features of the datasets that the lists of names were made with.
 FEATURES: dict[str, dict[str, tuple[str, list[int]]]] = {
@@ -150,6 +150,6 @@ def test_the_references_behaviours_are_turned_on() -> None:
     assert not policy.mask_padding
 
 
-def test_an_unknown_type_is_refused(refuses: Refuses) -> None:
-    with refuses("type"):
+def test_an_unknown_type_is_refused() -> None:
+    with pytest.raises(UserError, match=r"type 'smolvla' cannot be read; those that can: .*diffusion"):
         weights.build(config("pusht", type="smolvla"))

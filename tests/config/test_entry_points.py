@@ -73,7 +73,7 @@ def test_options_may_stand_among_overrides() -> None:
 @pytest.mark.parametrize("module", ["train", "evaluate", "collect", "sweep", "dataset"])
 def test_ctrl_c_leaves_without_a_traceback(module: str, capsys, monkeypatch) -> None:
     command = importlib.import_module(f"robolearn.cli.{module}")
-    monkeypatch.setattr(command, "parse", interrupt)
+    monkeypatch.setattr(command, "_parser" if module == "dataset" else "parse", interrupt)
     with pytest.raises(SystemExit) as caught:
         command.main([])
     assert caught.value.code == 130

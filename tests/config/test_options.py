@@ -1,4 +1,4 @@
-"""docs/options.md: each option of the reference has a row, whose key is there, has the default it says, and is read."""
+"""docs/options.md: every option of the reference has a row, whose key is there, has the default told, and is read."""
 
 import ast
 import dataclasses
@@ -63,7 +63,7 @@ KEYS = [(row, kind) for row in ROWS if row.key and "=" not in row.key for kind i
 CHOICES = [row for row in ROWS if "=" in row.key]
 
 
-def parsed(text: str) -> Any:
+def told(text: str) -> Any:
     """The value of a cell: JSON, or a text as it stands."""
     try:
         return json.loads(text)
@@ -133,7 +133,7 @@ def test_what_differs_is_said(shared: Path) -> None:
             theirs = expected[row.option].get(kind, "")
             if not row.differs:
                 literal = ast.literal_eval(theirs.replace("(", "[").replace(")", "]"))
-                assert literal == parsed(text), f"{row.option} {kind}: {theirs} there, {text} here"
+                assert literal == told(text), f"{row.option} {kind}: {theirs} there, {text} here"
 
 
 @pytest.mark.parametrize(("row", "kind"), KEYS, ids=lambda value: value.option if isinstance(value, Row) else value)
@@ -144,7 +144,7 @@ def test_default(row: Row, kind: str) -> None:
         assert as_written(row.key, context) == text
         assert value_of(composed(*context), row.key) is not None
     else:
-        assert value_of(composed(*context), row.key) == parsed(text)
+        assert value_of(composed(*context), row.key) == told(text)
 
 
 @pytest.mark.parametrize("row", CHOICES, ids=lambda row: row.option)

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 from fakes import lerobot
-from fakes.refusals import Refuses
 from omegaconf import OmegaConf
 
 from robolearn.cli.train import main
@@ -111,25 +110,25 @@ def test_a_checkpoint_of_ours(tmp_path: Path, composed: Composed) -> None:
 
 
 MISTAKES = {
-    "another policy": (["policy=act", "policy.path={0}"], "policy"),
-    "no path": (["policy=pretrained"], "policy.path"),
-    "empty": (["policy.path="], "policy.path"),
-    "sweep": (["-m", "policy.path=a,b"], "policy.path"),
-    "nowhere": (["policy.path=nowhere"], "policy.path"),
-    "hub": (["policy.path=no/body"], "policy.path"),
-    "no checkpoint": (["policy.path=."], "policy.path"),
-    "typo": (["policy.path={0}", "policy.n_action_step=2"], "policy.n_action_step"),
-    "type": (["policy.path={0}", "policy.horizon=x"], "policy.horizon"),
-    "sizes": (["policy.path={0}", "policy.down_dims=[8,24]", "dataset.root={1}"], "policy.path"),
+    "another policy": (["policy=act", "policy.path={0}"], "policy=act: policy.path decides the policy"),
+    "no path": (["policy=pretrained"], "policy.path: it is missing; write policy.path=FOLDER_OR_HUB_ID"),
+    "empty": (["policy.path="], "policy.path: it is missing"),
+    "sweep": (["-m", "policy.path=a,b"], "policy.path=a,b: one checkpoint at a time"),
+    "nowhere": (["policy.path=nowhere"], "policy.path=nowhere: there is no such folder"),
+    "hub": (["policy.path=no/body"], "fetch it with: hf download no/body"),
+    "no checkpoint": (["policy.path=."], "policy.path=.: no checkpoint is in this folder"),
+    "typo": (["policy.path={0}", "policy.n_action_step=2"], "did you mean 'policy.n_action_steps'?"),
+    "type": (["policy.path={0}", "policy.horizon=x"], "DiffusionPolicy takes an integer"),
+    "sizes": (["policy.path={0}", "policy.down_dims=[8,24]", "dataset.root={1}"], "do not fit: unet."),
 }
 
 
-@pytest.mark.parametrize(("argv", "key"), MISTAKES.values(), ids=MISTAKES)
+@pytest.mark.parametrize(("argv", "expected"), MISTAKES.values(), ids=MISTAKES)
 def test_mistakes(
     published: Callable[..., str],
     argv: list[str],
-    key: str,
-    refuses: Refuses,
+    expected: str,
+    capfd: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
 ) -> None:
@@ -138,5 +137,9 @@ def test_mistakes(
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     folder = published("diffusion")
     data = write_dataset(tmp_path / "data") if "{1}" in str(argv) else None
-    with refuses(key):
+    with pytest.raises(SystemExit) as stop:
         main([text.format(folder, data) for text in argv] + (["env=none"] if data else []))
+    _, err = capfd.readouterr()
+    assert stop.value.code == 2
+    assert expected in err
+    assert err.count("\n") == 1

@@ -15,11 +15,11 @@ def encode(path: Path, codec: str, count: int, gop: int, b_frames: int) -> None:
         options = {"bf": str(b_frames)} if b_frames else {}
         stream = container.add_stream(codec, rate=30, options=options)
         stream.width, stream.height, stream.pix_fmt, stream.gop_size = 48, 32, "yuv420p", gop
-        image = rng.integers(0, 255, (32, 48, 3), dtype=np.uint8)
+        picture = rng.integers(0, 255, (32, 48, 3), dtype=np.uint8)
         for number in range(count):
-            image = np.roll(image, 1, axis=1)
-            image[number % 32] = number % 255
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+            picture = np.roll(picture, 1, axis=1)
+            picture[number % 32] = number % 255
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
         container.mux(stream.encode())
 
 

@@ -12,6 +12,7 @@ from fakes.datasets import TASK, read_rows, write_dataset
 from safetensors.torch import load_file, save_file
 
 from robolearn.data import LeRobotDataset
+from robolearn.errors import UserError
 from robolearn.types import Window
 
 SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "check_items.py"
@@ -140,12 +141,12 @@ def test_imagenet_statistics(tmp_path):
     assert torch.equal(own["max"], imagenet["max"])
 
 
-def test_valid_indices(tmp_path, refuses):
+def test_valid_indices(tmp_path):
     dataset = LeRobotDataset(root=str(write_dataset(tmp_path / "d", length=3, image_dtype=None)))
     assert dataset.valid_indices(0).tolist() == list(range(12))
     assert dataset.valid_indices(2).tolist() == [0, 3, 4, 7, 8, 9]
     assert dataset.valid_indices(4).tolist() == [7]
-    with refuses("dataset.episodes"):
+    with pytest.raises(UserError, match="the longest has 5"):
         dataset.valid_indices(5)
 
 

@@ -9,6 +9,7 @@ import torch
 from fakes.datasets import write_dataset
 
 from robolearn.data import BatchSampler, LeRobotDataset, Loader
+from robolearn.errors import UserError
 from robolearn.types import Window
 
 CPU = torch.device("cpu")
@@ -65,6 +66,6 @@ def test_dataset_through_threads(tmp_path):
         assert all(torch.equal(batch[key], expected[key]) for key in batch)
 
 
-def test_workers_are_counted_from_0(refuses):
-    with refuses("num_workers"):
+def test_workers_are_counted_from_0():
+    with pytest.raises(UserError, match="num_workers"):
         Loader(Source(), BatchSampler(torch.arange(4), 2, 0), Window(), CPU, -1)

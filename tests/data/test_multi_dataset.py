@@ -11,6 +11,7 @@ from fakes.datasets import write_dataset
 from safetensors.torch import load_file
 
 from robolearn.data import LeRobotDataset, MultiDataset
+from robolearn.errors import UserError
 from robolearn.normalize import Normalizer
 from robolearn.types import Window
 
@@ -68,11 +69,11 @@ def test_what_not_all_have_is_left_out_and_named(folders, tmp_path, caplog):
     assert "observation.environment_state" not in batch
 
 
-def test_observations_are_left_out_of_all_of_them(folders, tmp_path, refuses):
+def test_observations_are_left_out_of_all_of_them(folders, tmp_path):
     both = multi(folders, tmp_path, exclude=["observation.image", "observation.environment_state"]).load(CPU)
     assert list(both.spec.observation) == list(both.stats)[:-1] == ["observation.state"]
     assert not list(tmp_path.glob("frames/*"))
-    with refuses("dataset.exclude"):
+    with pytest.raises(UserError, match="observation.images is none of the dataset's observations"):
         multi(folders, tmp_path, exclude=["observation.images"])
 
 
@@ -132,37 +133,41 @@ def test_a_source_may_have_options_of_its_own(folders, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("option", "value"),
-    [("weights", [1.0]), ("weights", [1.0, -1.0]), ("weights", [0.0, 0.0]), ("acts_with", 2)],
-    ids=["few", "negative", "all 0", "no such dataset"],
+    ("options", "words"),
+    [
+        ({"weights": [1.0]}, r"dataset.weights has 1 numbers for 2 datasets"),
+        ({"weights": [1.0, -1.0]}, r"dataset.weights=\[1.0, -1.0\] must be finite"),
+        ({"weights": [0.0, 0.0]}, "not all 0"),
+        ({"acts_with": 2}, r"dataset.acts_with=2: the datasets are 0 to 1"),
+    ],
 )
-def test_invalid_values(folders, tmp_path, option, value, refuses):
-    with refuses(f"dataset.{option}"):
-        multi(folders, tmp_path, **{option: value})
+def test_numbers_that_make_no_sense(folders, tmp_path, options, words):
+    with pytest.raises(UserError, match=words):
+        multi(folders, tmp_path, **options)
 
 
-def test_no_source(refuses):
-    with refuses("dataset.sources"):
+def test_no_source():
+    with pytest.raises(UserError, match=r"dataset.sources names no dataset"):
         MultiDataset([])
 
 
-def test_another_rate_is_refused(folders, tmp_path, refuses):
-    with refuses("dataset.sources"):
+def test_another_rate_is_refused(folders, tmp_path):
+    with pytest.raises(UserError, match="10 frames a second and .* 20"):
         multi([folders[0], edited(folders[1], tmp_path / "fast", fps=20)], tmp_path)
 
 
-def test_a_folder_that_is_not_there(folders, tmp_path, refuses):
-    with refuses("dataset.sources"):
+def test_a_folder_that_is_not_there(folders, tmp_path):
+    with pytest.raises(UserError, match=r"dataset.sources: ./nowhere is no folder"):
         multi([folders[0], "./nowhere"], tmp_path)
 
 
-def test_nothing_in_common(folders, tmp_path, refuses):
+def test_nothing_in_common(folders, tmp_path):
     (first, second) = (write_dataset(tmp_path / str(size), episodes=1, image_size=size) for size in (16, 24))
     for folder in (first, second):
         info = json.loads((folder / "meta/info.json").read_text())
         del info["features"]["observation.state"]
         (folder / "meta/info.json").write_text(json.dumps(info))
-    with refuses("dataset.sources"):
+    with pytest.raises(UserError, match=r"no key observation\.\* is common .*\(3, 16, 16\).*\(3, 24, 24\)"):
         multi([str(first), str(second)], tmp_path)
 
 

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from fakes.refusals import Refuses
 
 from robolearn.data.offline_online_loader import OfflineOnlineLoader
 from robolearn.data.replay_buffer import ReplayBuffer
 from robolearn.episodes import Episode
+from robolearn.errors import UserError
 from robolearn.rollouts.task_prompts import TaskEmbeddings
 from robolearn.types import Feature, Spec, Window
 
@@ -143,14 +143,14 @@ def test_an_episode_half_written_is_not_there(tmp_path: Path, monkeypatch: pytes
     assert [file.name for file in sorted((tmp_path / "replay").glob("[!r]*"))] == ["00000000.safetensors"]
 
 
-def test_what_is_wrong_is_said_in_a_sentence(tmp_path: Path, refuses: Refuses) -> None:
+def test_what_is_wrong_is_said_in_a_sentence(tmp_path: Path) -> None:
     replay = buffer(tmp_path)
-    with refuses("online.buffer_capacity"):
+    with pytest.raises(UserError, match=r"online.buffer_capacity=12 has no room for an episode of 12 steps"):
         replay.add(episode(0, 12))
     replay.add(episode(0, 3))
     state = replay.state_dict()
     (tmp_path / "replay/00000000.safetensors").write_bytes(b"torn")
-    with refuses(tmp_path / "replay/00000000.safetensors"):
+    with pytest.raises(UserError, match=r"00000000.safetensors, which the checkpoint refers to"):
         buffer(tmp_path).load_state_dict(state, keep_newer=False)
 
 

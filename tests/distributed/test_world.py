@@ -49,9 +49,9 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def test_every_policy_learns_from_shares_what_it_learns_from_the_whole_batch(tmp_path: Path) -> None:
-    for code, output in together(2, tmp_path, "compare"):
-        assert code == 0, output
-        assert output.count("tensors agree") == len(MADE)
+    for code, told in together(2, tmp_path, "compare"):
+        assert code == 0, told
+        assert told.count("tensors agree") == len(MADE)
 
 
 @pytest.mark.parametrize("size", [2, pytest.param(4, marks=pytest.mark.long)])
@@ -84,7 +84,7 @@ def test_a_signal_to_one_process_ends_all_at_one_step_and_they_resume(
     pair: Path, keys: list[str], tmp_path: Path
 ) -> None:
     folder = tmp_path / "run"
-    command = ["train", "is_asked_to_end", "1", *keys, f"output_dir={folder}"]
+    command = ["train", "is_told_to_end", "1", *keys, f"output_dir={folder}"]
     assert [code for code, _ in together(2, tmp_path, *command)] == [143, 143]
     assert (status(folder)["state"], status(folder)["step"]) == ("interrupted", 3)
     assert [code for code, _ in together(2, tmp_path, *command)] == [0, 0]
@@ -110,19 +110,19 @@ def test_a_run_of_two_resumes_in_one(pair: Path, keys: list[str], tmp_path: Path
 
 
 @pytest.mark.parametrize(
-    ("event", "output"),
+    ("event", "told"),
     [
         ("raises", "process 1 on .* failed: ValueError: a broken frame"),
         pytest.param("dies", "another of the 2 processes", marks=pytest.mark.long),
     ],
 )
 def test_a_process_that_ends_ends_the_run_with_its_error(
-    event: str, output: str, keys: list[str], tmp_path: Path
+    event: str, told: str, keys: list[str], tmp_path: Path
 ) -> None:
     folder = tmp_path / "run"
     (first, words), (second, _) = together(2, tmp_path, "train", event, "3", *keys, f"output_dir={folder}")
     assert first == 1, words
     assert second != 0
     assert status(folder)["state"] == "failed"
-    assert re.search(output, status(folder)["error"])
+    assert re.search(told, status(folder)["error"])
     assert "Traceback" not in words.splitlines()[-1]

@@ -8,9 +8,6 @@ import pytest
 from fakes import lerobot, processes
 from fakes.cli import ROOT, metrics, run
 from fakes.datasets import write_dataset
-from fakes.refusals import Refuses
-
-from robolearn.cli import evaluate
 
 pytestmark = pytest.mark.pusht
 
@@ -52,19 +49,14 @@ def test_fine_tune_evaluate_and_export(data: list[str], tmp_path: Path, kind: st
     run("train", f"policy.path={folder}", *data, *TRAIN, "env=none", "device=cpu", f"output_dir={tmp_path / 'again'}")
 
 
-def test_evaluating_what_does_not_fit_is_reported(
-    tmp_path: Path, refuses: Refuses, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_evaluating_what_does_not_fit_is_told(tmp_path: Path) -> None:
     config = lerobot.config("diffusion", n_obs_steps=2)
     state = lerobot.state(config)
     published = lerobot.write(tmp_path / "published", config, state)
-    monkeypatch.chdir(tmp_path)
-    for key, *argv in (
-        ("env",),
-        ("env", *SHORT, "env.observation_width=64", "env.observation_height=64"),
-        ("policy.horizn", *SHORT, "policy.horizn=3"),
-        ("policy.path", *SHORT, "policy.kernel_size=3"),
-        ("policy", *SHORT, "policy=act"),
-    ):
-        with refuses(key):
-            evaluate.main([f"checkpoint={published}", *argv])
+    path = f"checkpoint={published}"
+    assert "env: this checkpoint's run had no simulator" in run("evaluate", path, status=2)
+    out = run("evaluate", path, *SHORT, "env.observation_width=64", "env.observation_height=64", status=2)
+    assert "observation.image has shape (3, 96, 96)" in out
+    assert "did you mean 'policy.horizon'?" in run("evaluate", path, *SHORT, "policy.horizn=3", status=2)
+    assert "do not fit: unet." in run("evaluate", path, *SHORT, "policy.kernel_size=3", status=2)
+    assert "the checkpoint decides the policy" in run("evaluate", path, *SHORT, "policy=act", status=2)

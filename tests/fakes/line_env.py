@@ -50,7 +50,7 @@ class LineSimulator(EnvFactory):
 
     def __init__(self, size: int = 1, obs_type: Literal["state", "noisy"] = "state") -> None:
         if size < 1:
-            raise UserError(f"env.size={size}: it must be positive.", key="env.size")
+            raise UserError(f"env.size={size}: it must be positive.")
         super().__init__("fakes/Line-v0", 10, 8, {"state": "observation.state"}, package="fakes.line_env")
 
 
@@ -63,7 +63,7 @@ class LineDataset(FrameDataset):
 
     def __init__(self, repo_id: str = "fake/line", root: str | None = None) -> None:
         if root is not None and not Path(root).is_dir():
-            raise UserError(f"dataset.root={root}: there is no such folder.", key="dataset.root")
+            raise UserError(f"dataset.root={root}: there is no such folder.")
         self.name = repo_id
         ones = torch.ones(2)
         both = {"mean": 0 * ones, "std": ones, "min": -ones, "max": ones}
@@ -95,9 +95,7 @@ class Linear(Policy):
     def __init__(self, spec: Spec, n_action_steps: int = 1, gains: Sequence[float] = (1.0,)) -> None:
         super().__init__()
         if n_action_steps < 1:
-            raise UserError(
-                f"policy.n_action_steps={n_action_steps}: it must be positive.", key="policy.n_action_steps"
-            )
+            raise UserError(f"policy.n_action_steps={n_action_steps}: it must be positive.")
         self.spec = PolicySpec(Window(), n_action_steps, {"STATE": "IDENTITY", "ACTION": "IDENTITY"})
         self.layer = nn.Linear(spec.observation["observation.state"].shape[0], spec.action.shape[0])
 

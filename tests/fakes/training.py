@@ -15,9 +15,10 @@ from robolearn.checkpoints.store import Checkpoints
 from robolearn.data.batch_stream import BatchTransform, TransformedStream
 from robolearn.data.loader import Loader
 from robolearn.data.sampling import BatchSampler
-from robolearn.episodes import EvalResult, RolloutInterrupted
+from robolearn.episodes import RolloutInterrupted
 from robolearn.normalize import Normalizer
 from robolearn.policies.base import Policy, PolicySpec
+from robolearn.rollouts.evaluation import EvalResult
 from robolearn.runs.logger import Logger
 from robolearn.runs.run import Run
 from robolearn.trainer import Trainer

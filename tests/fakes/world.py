@@ -64,7 +64,7 @@ MADE: dict[str, Callable[[], tuple[Policy, Batch]]] = {
 }
 
 
-def learned(name: str, world: World) -> dict[str, torch.Tensor]:
+def learnt(name: str, world: World) -> dict[str, torch.Tensor]:
     """Gradients, losses and buffers of two updates: of the processes' shards, or of whole batches in a world of one."""
     policy, whole = MADE[name]()
     policy.train()
@@ -122,10 +122,10 @@ def together(size: int, logs: Path, *arguments: str, seconds: float = 200) -> li
 def compare() -> None:
     """Compare every policy; prints what agrees and ends at what does not."""
     world = World.from_env()
-    whole = {name: learned(name, World()) for name in MADE}
+    whole = {name: learnt(name, World()) for name in MADE}
     with world.process_group():
         for name in MADE:
-            found = learned(name, world)
+            found = learnt(name, world)
             assert found.keys() == whole[name].keys(), name
             for key, value in found.items():
                 name_of = partial("{} {}: {}".format, name, key)
@@ -141,7 +141,7 @@ def dies() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def is_asked_to_end() -> None:
+def is_told_to_end() -> None:
     os.kill(os.getpid(), signal.SIGTERM)
 
 
@@ -151,7 +151,7 @@ def train(event: str, step: str, *arguments: str) -> None:
 
     def eventful(self: Update, batches: Any, now: int) -> Any:
         if now == int(step) and self.world.rank == 1:
-            {"raises": raises, "dies": dies, "is_asked_to_end": is_asked_to_end}[event]()
+            {"raises": raises, "dies": dies, "is_told_to_end": is_told_to_end}[event]()
         return update(self, batches, now)
 
     Update.__call__ = eventful

@@ -10,10 +10,10 @@ import torch
 import torchvision
 from fakes.act import act
 from fakes.policy import ACTION_DIM, batch, spec
-from fakes.refusals import Refuses
 from torch import Tensor
 
 from robolearn.agent import Agent, TemporalEnsemble
+from robolearn.errors import UserError
 from robolearn.normalize import Normalizer
 from robolearn.policies.act import ActPolicy
 from robolearn.policies.base import Policy, PolicySpec
@@ -38,25 +38,28 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("options", "key"), REFUSED, ids=[str(options) for options, _ in REFUSED])
-def test_refuses(options: dict[str, Any], key: str, refuses: Refuses) -> None:
-    with refuses(key):
+def test_refuses(options: dict[str, Any], key: str) -> None:
+    with pytest.raises(UserError) as caught:
         act(KEYPOINTS, **options)
+    assert caught.value.key == key
 
 
 @pytest.mark.parametrize("backbone", ["resnet18", "resnet34"])
-def test_refuses_a_dilation_that_the_backbone_has_not(backbone: str, refuses: Refuses) -> None:
-    with refuses("policy.replace_final_stride_with_dilation"):
+def test_refuses_a_dilation_that_the_backbone_has_not(backbone: str) -> None:
+    message = r"policy.replace_final_stride_with_dilation=true: resnet\d+ cannot be dilated; .*resnet50"
+    with pytest.raises(UserError, match=message):
         act(spec(cameras=1), vision_backbone=backbone, replace_final_stride_with_dilation=True)
 
 
-def test_refuses_a_robot_that_sees_nothing(refuses: Refuses) -> None:
-    with refuses("policy"):
+def test_refuses_a_robot_that_sees_nothing() -> None:
+    message = r"needs a camera or observation.environment_state; the dataset has observation.state only"
+    with pytest.raises(UserError, match=message):
         act(spec())
 
 
-def test_refuses_images_that_have_no_three_channels(refuses: Refuses) -> None:
+def test_refuses_images_that_have_no_three_channels() -> None:
     of = Spec({"observation.images.depth": Feature("VISUAL", (1, 64, 64))}, Feature("ACTION", (2,)), 10.0)
-    with refuses("observation.images.depth"):
+    with pytest.raises(UserError, match=r"images of 3 channels, observation.images.depth has 1"):
         act(of)
 
 
@@ -244,9 +247,9 @@ def test_pretrained_weights_come_from_a_file(tmp_path: Path) -> None:
     torch.testing.assert_close(policy.backbone(images), body(images))
 
 
-def test_weights_that_are_not_there_are_named(refuses: Refuses) -> None:
+def test_weights_that_are_not_there_are_named() -> None:
     policy = act(spec(cameras=1), pretrained_backbone_weights="/no/such.pth")
-    with refuses("policy.pretrained_backbone_weights"):
+    with pytest.raises(UserError, match=r"/no/such.pth are not there.*policy.pretrained_backbone_weights=PATH or null"):
         policy.load_pretrained()
 
 

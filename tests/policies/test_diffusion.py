@@ -5,8 +5,9 @@ from typing import Any
 import pytest
 import torch
 from fakes.policy import ACTION_DIM, batch, diffusion, spec
-from fakes.refusals import Refuses
+from torch.nn import functional as F
 
+from robolearn.errors import UserError
 from robolearn.types import Feature, Spec
 
 KEYPOINTS = spec(environment=True)
@@ -30,9 +31,10 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("options", "key"), REFUSED, ids=[str(options) for options, _ in REFUSED])
-def test_refuses(options: dict[str, Any], key: str, refuses: Refuses) -> None:
-    with refuses(key):
+def test_refuses(options: dict[str, Any], key: str) -> None:
+    with pytest.raises(UserError) as caught:
         diffusion(KEYPOINTS, **options)
+    assert caught.value.key == key
 
 
 REFUSED_WITH_IMAGES = [
@@ -46,22 +48,24 @@ REFUSED_WITH_IMAGES = [
 @pytest.mark.parametrize(
     ("options", "key"), REFUSED_WITH_IMAGES, ids=[str(options) for options, _ in REFUSED_WITH_IMAGES]
 )
-def test_refuses_with_images(options: dict[str, Any], key: str, refuses: Refuses) -> None:
-    with refuses(key):
+def test_refuses_with_images(options: dict[str, Any], key: str) -> None:
+    with pytest.raises(UserError) as caught:
         diffusion(spec(cameras=1), **options)
+    assert caught.value.key == key
 
 
-def test_refuses_a_robot_that_sees_nothing(refuses: Refuses) -> None:
-    with refuses("policy"):
+def test_refuses_a_robot_that_sees_nothing() -> None:
+    message = r"needs a camera or observation.environment_state; the dataset has observation.state only"
+    with pytest.raises(UserError, match=message):
         diffusion(spec())
 
 
-def test_refuses_cameras_of_different_shapes(refuses: Refuses) -> None:
+def test_refuses_cameras_of_different_shapes() -> None:
     images = {
         "observation.images.a": Feature("VISUAL", (3, 32, 32)),
         "observation.images.b": Feature("VISUAL", (3, 32, 40)),
     }
-    with refuses("dataset.exclude"):
+    with pytest.raises(UserError, match=r"cameras of one shape, the dataset has observation.images.a \(3, 32, 32\), "):
         diffusion(Spec(images, Feature("ACTION", (2,)), 10.0))
 
 
@@ -141,47 +145,54 @@ def test_a_crop_that_is_not_random_is_the_same_in_training() -> None:
     assert torch.equal(policy.encode_images(images), policy.encode_images(images))
 
 
-def losses(prediction: str = "epsilon", **options: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The loss, each action's error (B, T, A), and which actions are valid (B, T, 1)."""
-    policy = diffusion(KEYPOINTS, prediction_type=prediction, **options)
+@pytest.mark.parametrize("prediction", ["epsilon", "sample"])
+def test_loss_is_the_mean_squared_error_of_what_is_predicted(prediction: str) -> None:
+    policy = diffusion(KEYPOINTS, prediction_type=prediction)
     given = batch(policy, KEYPOINTS)
     torch.manual_seed(0)
     loss, _ = policy.loss(given)
     torch.manual_seed(0)
-    each = [index for index in range(3) for _ in range(policy.noise_samples)]
+    noise = torch.randn(given["action"].shape)
+    steps = torch.randint(0, 10, (3,))
+    noisy = policy.noise_scheduler.add_noise(given["action"], noise, steps)
+    predicted = policy.unet(noisy, steps, policy.encode(given))
+    torch.testing.assert_close(loss, F.mse_loss(predicted, noise if prediction == "epsilon" else given["action"]))
+
+
+def masked_losses(**options: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The loss, each action's error (B, T, A), and which actions are valid (B, T, 1)."""
+    policy = diffusion(KEYPOINTS, **options)
+    given = batch(policy, KEYPOINTS)
+    torch.manual_seed(0)
+    loss, _ = policy.loss(given)
+    torch.manual_seed(0)
+    each = [number for number in range(3) for _ in range(policy.noise_samples)]
     actions = given["action"][each]
     noise = torch.randn(actions.shape)
     steps = torch.randint(0, 10, (len(each),))
     noisy = policy.noise_scheduler.add_noise(actions, noise, steps)
-    predicted = policy.unet(noisy, steps, policy.encode(given)[each])
-    errors = (predicted - (noise if prediction == "epsilon" else actions)) ** 2
+    errors = (policy.unet(noisy, steps, policy.encode(given)[each]) - noise) ** 2
     return loss, errors, ~given["action_is_pad"][each].unsqueeze(-1)
 
 
-@pytest.mark.parametrize("prediction", ["epsilon", "sample"])
-def test_loss_is_the_mean_squared_error_of_what_is_predicted(prediction: str) -> None:
-    loss, errors, _ = losses(prediction)
-    torch.testing.assert_close(loss, errors.mean())
-
-
 def test_masked_loss_is_the_mean_over_actions_that_are_not_padding() -> None:
-    loss, errors, valid = losses(do_mask_loss_for_padding=True)
+    loss, errors, valid = masked_losses(do_mask_loss_for_padding=True)
     torch.testing.assert_close(loss, errors[valid.expand_as(errors)].mean())
 
 
 def test_masked_loss_of_the_reference_is_divided_by_all_actions() -> None:
-    loss, errors, valid = losses(do_mask_loss_for_padding=True, average_over_padding=True)
+    loss, errors, valid = masked_losses(do_mask_loss_for_padding=True, average_over_padding=True)
     torch.testing.assert_close(loss, (errors * valid).sum() / errors.numel())
 
 
 def test_one_encoding_serves_several_noises() -> None:
-    loss, errors, valid = losses(do_mask_loss_for_padding=True, noise_samples_per_observation=4)
+    loss, errors, valid = masked_losses(do_mask_loss_for_padding=True, noise_samples_per_observation=4)
     assert len(errors) == 12
     torch.testing.assert_close(loss, errors[valid.expand_as(errors)].mean())
 
 
 def test_unmasked_loss_counts_padding() -> None:
-    loss, errors, _ = losses()
+    loss, errors, _ = masked_losses()
     torch.testing.assert_close(loss, errors.mean())
 
 

@@ -142,7 +142,7 @@ def test_another_pi0_is_caught(
 
 
 @pytest.mark.parametrize("key", ["loss_over_padded_dims", "time_sampling"])
-def test_a_fixed_pi0_is_another(shared: Path, key: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_mended_pi0_is_another(shared: Path, key: str, monkeypatch: pytest.MonkeyPatch) -> None:
     mended = {"loss_over_padded_dims": False, "time_sampling": "beta"}
     monkeypatch.setitem(get_interop("pi0").reference, key, mended[key])
     assert status(monkeypatch, shared / FIXTURES / "pi0_tiny_f32") == 1
@@ -165,7 +165,7 @@ def test_another_vqbet_is_caught(
 
 
 @pytest.mark.parametrize("key", ["gradient_per_layer", "sample_codes_in_training"])
-def test_a_fixed_vqbet_is_another(shared: Path, key: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_mended_vqbet_is_another(shared: Path, key: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(get_interop("vqbet").reference, key, False)
     name = {"gradient_per_layer": "vqbet_phase1", "sample_codes_in_training": "vqbet_phase2"}[key]
     folder = shared / FIXTURES / name
@@ -181,7 +181,7 @@ def test_another_crop_is_caught(changed: Callable[..., Path], monkeypatch: pytes
     assert status(monkeypatch, changed(IMAGE, crop_is_random=False)) == 1
 
 
-def test_one_miss_among_many_is_reported(
+def test_one_miss_among_many_is_told(
     shared: Path, changed: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     folders = shared / FIXTURES / "diffusion_envstate_ddpm", changed(ENVSTATE, n_groups=2)

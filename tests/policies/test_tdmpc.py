@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 from fakes.policy import ACTION_DIM, batch, spec
-from fakes.refusals import Refuses
 from fakes.tdmpc import CHUNK, SIZES, reward_batch, tdmpc
 
 from robolearn.agent import Agent
+from robolearn.errors import UserError
 from robolearn.normalize import Normalizer
 from robolearn.policies.tdmpc import planner
 from robolearn.policies.tdmpc.planner import min_of_random_pair
@@ -43,9 +43,10 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("options", "key"), REFUSED, ids=[str(options) for options, _ in REFUSED])
-def test_refuses(options: dict[str, Any], key: str, refuses: Refuses) -> None:
-    with refuses(key):
+def test_refuses(options: dict[str, Any], key: str) -> None:
+    with pytest.raises(UserError) as caught:
         TdmpcPolicy(KEYPOINTS, **(SIZES | options))
+    assert caught.value.key == key
 
 
 def image(height: int, width: int) -> Spec:
@@ -61,14 +62,15 @@ UNFIT = [
 
 
 @pytest.mark.parametrize(("of", "key"), UNFIT, ids=[message for _, message in UNFIT])
-def test_refuses_what_it_cannot_see(of: Spec, key: str, refuses: Refuses) -> None:
-    with refuses(key):
+def test_refuses_what_it_cannot_see(of: Spec, key: str) -> None:
+    with pytest.raises(UserError) as caught:
         TdmpcPolicy(of, **SIZES)
+    assert caught.value.key == key
 
 
-def test_refuses_a_dataset_without_rewards(refuses: Refuses) -> None:
+def test_refuses_a_dataset_without_rewards() -> None:
     policy = tdmpc(KEYPOINTS)
-    with refuses("dataset"):
+    with pytest.raises(UserError, match=r"the dataset has no next.reward"):
         policy.loss({key: value for key, value in reward_batch(policy, KEYPOINTS).items() if key != "next.reward"})
 
 

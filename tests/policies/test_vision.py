@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 import torchvision
-from fakes.refusals import Refuses
 from torch import nn
 
+from robolearn.errors import UserError
 from robolearn.policies.nn.vision import ImageEncoder, SpatialSoftmax, crop_images, load_resnet_weights, resnet_body
 
 SIZE = (5, 7)
@@ -117,9 +117,10 @@ def test_building_an_encoder_leaves_batch_statistics_alone() -> None:
     assert encoder.training
 
 
-def test_an_unknown_backbone_is_refused(refuses: Refuses) -> None:
-    with refuses("policy.vision_backbone"):
+def test_an_unknown_backbone_is_refused() -> None:
+    with pytest.raises(UserError, match=r"did you mean 'resnet18'\?") as caught:
         resnet_body("resnet19", "group")
+    assert caught.value.key == "policy.vision_backbone"
 
 
 @pytest.fixture(scope="module")
@@ -154,52 +155,50 @@ def test_weights_come_by_name_from_torch_hubs_folder(
     assert holds(filled_from("ResNet18_Weights.IMAGENET1K_V1"), weights)
 
 
-def test_a_name_whose_file_is_not_there_is_not_downloaded(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refuses: Refuses
-) -> None:
+def test_a_name_whose_file_is_not_there_is_not_downloaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
-    with refuses("policy.pretrained_backbone_weights"):
+    with pytest.raises(
+        UserError, match=r"resnet18-f37072fd.pth are not there and nothing is downloaded.*=PATH or null"
+    ):
         filled_from("ResNet18_Weights.IMAGENET1K_V1")
     assert not list(tmp_path.iterdir())
 
 
-def test_a_missing_file_is_named(tmp_path: Path, refuses: Refuses) -> None:
-    with refuses("policy.pretrained_backbone_weights"):
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"/no.pth are not there.*policy.pretrained_backbone_weights=PATH or null"):
         filled_from(str(tmp_path / "no.pth"))
 
 
-def test_an_unknown_name_is_refused(refuses: Refuses) -> None:
-    with refuses("policy.pretrained_backbone_weights"):
+def test_an_unknown_name_is_refused() -> None:
+    with pytest.raises(UserError, match=r"=ResNet18_Weights.V9 is neither a file nor a weight torchvision knows"):
         filled_from("ResNet18_Weights.V9")
 
 
-def test_weights_of_another_network_are_refused(
-    tmp_path: Path, weights: dict[str, torch.Tensor], refuses: Refuses
-) -> None:
+def test_weights_of_another_network_are_refused(tmp_path: Path, weights: dict[str, torch.Tensor]) -> None:
     others = {name: value for name, value in weights.items() if not name.startswith("layer4")}
     torch.save(others, tmp_path / "other.pth")
-    with refuses("policy.pretrained_backbone_weights"):
+    with pytest.raises(UserError, match=r"other.pth does not hold the weights of resnet18: .*layer4"):
         filled_from(str(tmp_path / "other.pth"))
 
 
 @pytest.mark.parametrize("content", [b"hello", b"", b"\x80\x02garbage"], ids=["text", "empty", "pickle"])
-def test_a_file_that_holds_no_weights_is_refused(tmp_path: Path, content: bytes, refuses: Refuses) -> None:
+def test_a_file_that_holds_no_weights_is_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "text.pth").write_bytes(content)
-    with refuses("policy.pretrained_backbone_weights", varying=r"\(\w+Error\)"):
+    with pytest.raises(UserError, match=r"text.pth is no file of weights.*or null"):
         filled_from(str(tmp_path / "text.pth"))
 
 
-def test_a_file_that_holds_something_else_is_refused(tmp_path: Path, refuses: Refuses) -> None:
+def test_a_file_that_holds_something_else_is_refused(tmp_path: Path) -> None:
     torch.save([1, 2], tmp_path / "list.pth")
-    with refuses("policy.pretrained_backbone_weights"):
+    with pytest.raises(UserError, match=r"list.pth does not hold the weights of resnet18"):
         filled_from(str(tmp_path / "list.pth"))
 
 
-def test_a_folder_is_refused(tmp_path: Path, refuses: Refuses) -> None:
-    with refuses("policy.pretrained_backbone_weights"):
+def test_a_folder_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"is no file of weights \(IsADirectoryError\)"):
         filled_from(str(tmp_path))
 
 
-def test_refuses_images_that_leave_a_feature_map_of_one_position(refuses: Refuses) -> None:
-    with refuses("policy.crop_shape"):
+def test_refuses_images_that_leave_a_feature_map_of_one_position() -> None:
+    with pytest.raises(UserError, match=r"policy\.crop_shape .* larger than 32 pixels"):
         ImageEncoder((3, 32, 32), "resnet18", use_group_norm=True, num_keypoints=2)

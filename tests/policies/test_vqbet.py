@@ -5,9 +5,9 @@ from typing import Any
 import pytest
 import torch
 from fakes.policy import ACTION_DIM, batch, spec
-from fakes.refusals import Refuses
 from fakes.vqbet import CAMERA, SIZES, vqbet
 
+from robolearn.errors import UserError
 from robolearn.policies.nn.gpt import Gpt
 from robolearn.policies.nn.residual_vq import Codebook, sample
 from robolearn.policies.vqbet import VqbetPolicy
@@ -30,16 +30,17 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("options", "key"), REFUSED, ids=[str(options) for options, _ in REFUSED])
-def test_refuses(options: dict[str, Any], key: str, refuses: Refuses) -> None:
-    with refuses(key):
+def test_refuses(options: dict[str, Any], key: str) -> None:
+    with pytest.raises(UserError) as caught:
         VqbetPolicy(CAMERA, **(SIZES | options))
+    assert caught.value.key == key
 
 
 @pytest.mark.parametrize(
-    ("of", "key"), [(spec(environment=True), "policy"), (spec(cameras=2), "dataset.exclude")], ids=["none", "two"]
+    ("of", "has"), [(spec(environment=True), "none"), (spec(cameras=2), "observation.images.0, observation.images.1")]
 )
-def test_needs_exactly_one_camera(of: Spec, key: str, refuses: Refuses) -> None:
-    with refuses(key):
+def test_needs_exactly_one_camera(of: Spec, has: str) -> None:
+    with pytest.raises(UserError, match=f"policy=vqbet needs exactly one camera, the dataset has {has}"):
         VqbetPolicy(of, **SIZES)
 
 

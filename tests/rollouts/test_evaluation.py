@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from fakes import fake_env
+from fakes.errors import message
 from fakes.fake_env import reach_env
 
 from robolearn.envs import PushT
@@ -77,10 +78,9 @@ def test_randomness_is_left_alone_and_depends_on_the_seed_only(tmp_path):
     assert other[:-1] != [row["sum_reward"] for row in first.episodes][1:]
 
 
-def test_randomness_is_left_alone_by_an_evaluation_that_fails(tmp_path, refuses):
+def test_randomness_is_left_alone_by_an_evaluation_that_fails(tmp_path):
     before = torch.random.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()
-    with refuses("env"):
-        evaluate(tmp_path, simulator=reach_env(crash_in="step"))
+    message(lambda: evaluate(tmp_path, simulator=reach_env(crash_in="step")))
     with pytest.raises(RolloutInterrupted):
         Evaluator(reach_env(), 2, 2, n_videos=1)(fake_env.Noisy(), tmp_path, stop=lambda: True)
     assert torch.equal(before[0], torch.random.get_rng_state())
@@ -131,30 +131,30 @@ def test_no_videos_no_files(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["eval.json"]
 
 
-def test_invalid_values_name_their_keys(refuses):
-    with refuses("eval.batch_size"):
-        Evaluator(reach_env(), n_episodes=10, batch_size=50)
-    with refuses("eval.n_videos"):
-        Evaluator(reach_env(render_mode=None))
+def test_numbers_that_make_no_sense_name_their_keys():
+    text = message(lambda: Evaluator(reach_env(), n_episodes=10, batch_size=50))
+    assert "eval.batch_size=50" in text
+    assert "eval.n_episodes=10" in text
+    assert "eval.n_videos" in message(lambda: Evaluator(reach_env(render_mode=None)))
     Evaluator(reach_env(render_mode=None), n_videos=0)
 
 
-def test_a_folder_that_can_not_be_written_is_named(tmp_path, refuses):
+def test_a_folder_that_can_not_be_written_is_named(tmp_path):
     (tmp_path / "file").touch()
-    with refuses("output_dir"):
-        evaluate(tmp_path / "file" / "eval")
+    assert str(tmp_path / "file") in message(lambda: evaluate(tmp_path / "file" / "eval"))
 
 
-def test_a_full_disk_is_named(tmp_path, monkeypatch, refuses):
+def test_a_full_disk_is_named(tmp_path, monkeypatch):
     def full(*args):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("robolearn.rollouts.evaluation.write_json", full)
-    with refuses("output_dir"):
-        evaluate(tmp_path)
+    text = message(lambda: evaluate(tmp_path))
+    assert "No space left on device" in text
+    assert str(tmp_path) in text
 
 
-def test_images_of_videos():
+def test_pictures_of_videos():
     big = np.arange(10 * 7 * 3).reshape(10, 7, 3).astype(np.uint8)
     small = shrink(big, 5)
     assert small.shape == (5, 3, 3)
@@ -177,13 +177,3 @@ def test_a_video_cut_short_leaves_no_file(tmp_path):
     with pytest.raises(RuntimeError):
         cut_short()
     assert not list(tmp_path.iterdir())
-
-
-@pytest.mark.parametrize("crash_in", ["nan", "inf"])
-def test_rewards_that_are_no_numbers_are_told_and_left_out(tmp_path, crash_in, caplog):
-    simulator = reach_env(crash_in=crash_in, crash_at=1)
-    result = Evaluator(simulator, n_episodes=2, batch_size=2, n_videos=0, seed=4)(fake_env.Forward(), tmp_path)
-    strict = json.loads((tmp_path / "eval.json").read_text(), parse_constant=pytest.fail)
-    assert strict["avg_sum_reward"] is None
-    assert strict["success_rate"] == result.scalars["success_rate"]
-    assert "step 2 of the episode with seed 4" in caplog.text

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from fakes.processes import started
 
-from robolearn.runs.run_files import status
+from robolearn.runs.run import status
 
 pytestmark = [pytest.mark.slow]
 
@@ -78,8 +78,8 @@ def test_a_preempted_run_of_four_processes_learns_what_one_does(
         assert run is not None
         job = (status(run) or {})["job"]
         subprocess.run(["scancel", "--signal=USR2", job], env=cluster, check=True, timeout=30)
-        code, log = end()
-    assert code == 0, log
+        code, told = end()
+    assert code == 0, told
     found = status(run) or {}
     assert (found["state"], found["step"]) == ("finished", 60)
     assert found["first_step"] >= 5
@@ -95,9 +95,9 @@ def test_a_dead_process_ends_the_job_with_an_error(cluster: dict[str, str], fold
         run = only_run(sweep)
         assert run is not None
         os.kill(process(2, str((status(run) or {})["job"])), signal.SIGKILL)
-        code, log = end()
+        code, told = end()
     assert code == 1
-    assert "another of the 4 processes exited without an error message" in log
+    assert "another of the 4 processes exited without an error message" in told
     assert (status(run) or {})["state"] == "failed"
 
 

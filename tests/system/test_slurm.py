@@ -4,8 +4,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fakes.refusals import Refuses
 
+from hydra_plugins.robolearn.launchers import SlurmLauncher
+from robolearn.errors import UserError
 from robolearn.system import slurm
 
 LAUNCHER: dict[str, Any] = {"partition": None, "gpus_per_node": 1, "nodes": 1, "mem_gb": 8, "timeout_min": 60}
@@ -36,27 +37,30 @@ def test_a_good_request_is_asked_as_submitit_will(command, tmp_path: Path) -> No
     assert "gpus" not in (tmp_path / "asked").read_text()
 
 
-def test_an_unknown_partition_is_refused_with_those_there_are(command, refuses) -> None:
-    with refuses("hydra.launcher.partition"):
+def test_an_unknown_partition_is_refused_with_those_there_are(command) -> None:
+    with pytest.raises(UserError, match=r"partition=gpus: .* there are main \(the default\), gpu, low\."):
         slurm.check_request(LAUNCHER | {"partition": "gpus"})
 
 
-def test_a_refusal_is_one_sentence(command, refuses) -> None:
+def test_a_refusal_is_one_sentence(command) -> None:
     command("sbatch", "echo 'allocation failure: Requested node configuration is not available' >&2; exit 1")
-    with refuses("hydra/launcher"):
+    with pytest.raises(UserError) as told:
         slurm.check_request(LAUNCHER)
+    text = str(told.value)
+    assert "refuses this request (Requested node configuration is not available)" in text
+    assert "gpus_per_node=1, mem_gb=8" in text
 
 
-def test_a_controller_that_does_not_answer_is_reported(command, refuses) -> None:
+def test_a_controller_that_does_not_answer_is_told(command) -> None:
     for name in ("sbatch", "sinfo"):
         command(name, "echo 'allocation failure: Unable to contact slurm controller' >&2; exit 1")
-    with refuses("hydra/launcher"):
+    with pytest.raises(UserError, match=r"SLURM does not answer \(Unable to contact slurm controller\); try again"):
         slurm.check_request(LAUNCHER)
 
 
-def test_no_slurm_is_reported(monkeypatch: pytest.MonkeyPatch, refuses: Refuses) -> None:
+def test_no_slurm_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "/nowhere")
-    with refuses("hydra/launcher"):
+    with pytest.raises(UserError, match="hydra/launcher=local"):
         slurm.check_request(LAUNCHER)
     assert slurm.queue() is None
 
@@ -72,9 +76,10 @@ def test_the_queue(command) -> None:
 
 def test_a_grid_larger_than_an_array_is_submitted_as_there_is_room(command) -> None:
     command("scontrol", "printf 'MaxArraySize            = 1000\nMaxDBDMsgs = 5\n'")
-    assert slurm.free_slots(20, submitted=0, parallelism=4) == 20
-    assert slurm.free_slots(1200, submitted=0, parallelism=4) == 1000
-    assert [slurm.free_slots(200, submitted, parallelism=4) for submitted in (1000, 4, 3, 1)] == [0, 0, 1, 3]
+    launcher = SlurmLauncher(array_parallelism=4)
+    assert launcher._free_slots(pending=20, submitted=0) == 20
+    assert launcher._free_slots(pending=1200, submitted=0) == 1000
+    assert [launcher._free_slots(pending=200, submitted=number) for number in (1000, 4, 3, 1)] == [0, 0, 1, 3]
     command("scontrol", "exit 1")
     assert slurm.max_array_size() == 1001
 

@@ -11,11 +11,9 @@ from pathlib import Path
 
 import pytest
 from fakes import processes
-from fakes.refusals import Refuses
 
 from robolearn.errors import UserError
-from robolearn.system.termination import TERMINATION_SIGNALS
-from robolearn.system.workers import Worker, wait_any
+from robolearn.system.workers import TERMINATION_SIGNALS, Worker, wait_any
 
 TESTS = Path(__file__).resolve().parents[1]
 linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks at processes by /proc")
@@ -91,10 +89,11 @@ def test_requests_are_answered_in_another_process(one: Worker[str, object]) -> N
     assert ask(one, "hello") == "hello"
 
 
-def test_a_user_error_keeps_its_key_and_its_fix(one: Worker[str, object], refuses: Refuses) -> None:
-    with refuses("env.task") as caught:
+def test_a_user_error_keeps_its_key_and_its_fix(one: Worker[str, object]) -> None:
+    with pytest.raises(UserError) as caught:
         ask(one, "user error")
-    assert caught.error.fix == "choose another"
+    assert (caught.value.key, caught.value.fix) == ("env.task", "choose another")
+    assert str(caught.value) == "It is wrong; choose another."
     assert ask(one, "hello") == "hello"
 
 
@@ -104,10 +103,11 @@ def test_another_error_carries_its_traceback(one: Worker[str, object]) -> None:
     assert ask(one, "hello") == "hello"
 
 
-def test_a_task_that_cannot_be_opened_says_so(refuses: Refuses) -> None:
+def test_a_task_that_cannot_be_opened_says_so() -> None:
     broken = worker(Commands(broken=True), preload=[])
-    with refuses("env.task"):
+    with pytest.raises(UserError) as caught:
         ask(broken, "hello")
+    assert caught.value.key == "env.task"
     broken.close(timeout=0)
 
 
@@ -120,12 +120,12 @@ def test_termination_signals_are_ignored(one: Worker[str, object]) -> None:
     assert ask(one, "pid") == pid
 
 
-def test_a_death_is_a_user_error_with_the_exit_code(refuses: Refuses) -> None:
+def test_a_death_is_a_user_error_with_the_exit_code() -> None:
     dying = worker(Commands(), preload=[])
     for _ in range(2):
-        with refuses("workers") as caught:
+        with pytest.raises(UserError, match="exit code 7") as caught:
             ask(dying, "exit")
-        assert caught.error.fix == "set workers=1"
+        assert (caught.value.key, caught.value.fix) == ("workers", "set workers=1")
     dying.close()
 
 

@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 import torch
-from fakes.refusals import Refuses
 from fakes.training import CPU, SPEC, Line
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 
 from robolearn.agent import Agent
 from robolearn.config.devices import pick_acting_graph, pick_compile, pick_cuda_graph
+from robolearn.errors import UserError
 from robolearn.normalize import Normalizer
 from robolearn.policies.nn.unet import Conv, Upsample1d, at_autocast_precision
 from robolearn.training import cuda_graph
@@ -35,8 +35,8 @@ def captures(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         def __call__(self, batches: list[Batch]) -> list[dict[str, Tensor]]:
             return self.function(batches)
 
-    monkeypatch.setattr(cuda_graph, "capture", Graph)
-    monkeypatch.setattr(cuda_graph, "on_side_stream", lambda function, batches: function(batches))
+    monkeypatch.setattr(cuda_graph, "_capture", Graph)
+    monkeypatch.setattr(cuda_graph, "_on_side_stream", lambda function, batches: function(batches))
     return sizes
 
 
@@ -75,13 +75,13 @@ def test_as_many_graphs_are_kept_as_asked(captures: list[int], keep: int, count:
     assert len(captures) == count
 
 
-def test_a_capture_that_fails_is_reported_once_and_costs_no_call(
+def test_a_capture_that_fails_is_told_once_and_costs_no_call(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, captures: list[int]
 ) -> None:
     def fail(*_: Any) -> None:
         raise RuntimeError("operation not permitted when stream is capturing\nmore")
 
-    monkeypatch.setattr(cuda_graph, "capture", fail)
+    monkeypatch.setattr(cuda_graph, "_capture", fail)
     seen, function = counting()
     captured = CudaGraphed(function, "The update", warmup=1)
     with caplog.at_level(logging.WARNING):
@@ -153,21 +153,21 @@ def config(**keys: Any) -> Any:
     return OmegaConf.create({"cuda_graph": True, "use_amp": False, "amp_dtype": "bfloat16"} | keys)
 
 
-def test_cuda_graph_true_says_why_it_cannot_be(refuses: Refuses) -> None:
+def test_cuda_graph_true_tells_why_it_cannot_be() -> None:
     policy, (_, adamw) = Line(), optimizer_of()
     gpu = torch.device("cuda")
-    with refuses("cuda_graph"):
+    with pytest.raises(UserError, match="cuda_graph=true: device=cpu is no CUDA GPU, or set cuda_graph=false"):
         pick_cuda_graph(config(), CPU, policy, adamw)
-    with refuses("cuda_graph"):
+    with pytest.raises(UserError, match="float16 looks at every gradient; use bfloat16"):
         pick_cuda_graph(config(use_amp=True, amp_dtype="float16"), gpu, policy, adamw)
     sgd = torch.optim.SGD(policy.parameters(), lr=0.1)
     assert not is_capturable(sgd)
-    with refuses("cuda_graph"):
+    with pytest.raises(UserError, match="SGD keeps its step on the host; use adamw"):
         pick_cuda_graph(config(), gpu, policy, sgd)
     policy.spec = replace(policy.spec, capturable=False)
-    with refuses("cuda_graph"):
+    with pytest.raises(UserError, match="Line says that it cannot be captured"):
         pick_cuda_graph(config(), gpu, policy, adamw)
-    with refuses("cuda_graph"):
+    with pytest.raises(UserError, match="device=cpu is no CUDA GPU"):
         pick_acting_graph(True, CPU, policy)
 
 
@@ -178,12 +178,10 @@ def test_cuda_graph_null_is_quiet_where_it_cannot_be() -> None:
     assert pick_cuda_graph(config(cuda_graph=False), torch.device("cuda"), policy, adamw) is False
 
 
-def test_compile_true_needs_a_compiler(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, refuses: Refuses
-) -> None:
+def test_compile_true_needs_a_compiler(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     assert pick_compile(None, CPU) is False
     monkeypatch.setattr("shutil.which", lambda name: None)
-    with refuses("compile"):
+    with pytest.raises(UserError, match="compile=true: no C compiler is here"):
         pick_compile(True, CPU)
     assert pick_compile(None, torch.device("cuda")) is False
     assert "no C compiler" in caplog.text

@@ -55,7 +55,7 @@ def test_the_average_is_apart_from_the_model() -> None:
     assert model.weight.requires_grad
 
 
-def test_it_continues_with_the_count_of_a_saved_one() -> None:
+def test_it_goes_on_with_the_count_of_a_saved_one() -> None:
     model = Model()
     whole, first = Ema(model), Ema(model)
     values = [2.0, 5.0, 1.0, 4.0]

@@ -1,9 +1,10 @@
 """Parameter groups by name."""
 
+import pytest
 import torch
-from fakes.refusals import Refuses
 from torch import nn
 
+from robolearn.errors import UserError
 from robolearn.training.optim import build_param_groups
 
 
@@ -21,6 +22,6 @@ def test_groups_without_parameters_are_left_out() -> None:
     assert [group["name"] for group in build_param_groups(groups(), {})] == ["policy", "backbone"]
 
 
-def test_an_unknown_group_names_the_nearest(refuses: Refuses) -> None:
-    with refuses("param_groups.bakbone"):
+def test_an_unknown_group_names_the_nearest() -> None:
+    with pytest.raises(UserError, match=r"param_groups.bakbone: .*no parameter group 'bakbone'.*'backbone'"):
         build_param_groups(groups(), {"bakbone": {"lr": 0.1}})

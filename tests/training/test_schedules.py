@@ -5,9 +5,9 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from fakes.refusals import Refuses
 from torch import nn
 
+from robolearn.errors import UserError
 from robolearn.training.schedules import constant, cosine_decay_with_warmup, diffusers_schedule, vqbet
 
 STEPS = 20
@@ -84,7 +84,7 @@ def test_every_group_keeps_its_own_rate() -> None:
     assert [group["lr"] for group in optimizer.param_groups] == [0.0, 0.0]
 
 
-def test_a_resumed_schedule_continues_where_it_was() -> None:
+def test_a_resumed_schedule_goes_on_where_it_was() -> None:
     whole = rates(diffusers_schedule(sgd(1.0), STEPS, num_warmup_steps=WARMUP), STEPS)
     first = diffusers_schedule(sgd(1.0), STEPS, num_warmup_steps=WARMUP)
     rates(first, 6)
@@ -99,13 +99,13 @@ def test_constant_never_changes() -> None:
     assert rates(constant(sgd(0.3), STEPS), 2 * STEPS) == [0.3] * (2 * STEPS + 1)
 
 
-def test_an_unknown_schedule_names_the_nearest(refuses: Refuses) -> None:
-    with refuses("scheduler.name"):
+def test_an_unknown_schedule_names_the_nearest() -> None:
+    with pytest.raises(UserError, match=r"scheduler.name=cosin is none of .*did you mean 'cosine'"):
         diffusers_schedule(sgd(1.0), STEPS, name="cosin")
 
 
-def test_a_schedule_that_needs_rules_we_have_no_key_for_is_refused(refuses: Refuses) -> None:
-    with refuses("scheduler.name"):
+def test_a_schedule_that_needs_rules_we_have_no_key_for_is_refused() -> None:
+    with pytest.raises(UserError, match=r"scheduler.name=piecewise_constant is none of"):
         diffusers_schedule(sgd(1.0), STEPS, name="piecewise_constant")
 
 
@@ -137,6 +137,7 @@ def test_cosine_decay_does_not_jump_after_the_warm_up_and_stays_at_its_end() -> 
     assert found[20:] == pytest.approx([0.1] * 6)
 
 
-def test_a_decay_to_more_than_the_peak_is_refused(refuses: Refuses) -> None:
-    with refuses("scheduler.decay_lr"):
+def test_a_decay_to_more_than_the_peak_is_refused() -> None:
+    with pytest.raises(UserError) as caught:
         cosine_decay_with_warmup(sgd(1.0), 9, 1, 5, peak_lr=0.1, decay_lr=0.2)
+    assert caught.value.key == "scheduler.decay_lr"

@@ -1,8 +1,8 @@
 """Submitit's launchers for resumable sweeps: finished runs are not submitted again, and a dead job ends no other.
 
 Hydra composes and submitit submits. Added here: the result of a finished run is read from its folder, a job that an
-earlier launcher left in the queue is waited for instead of submitted twice, and the queue distinguishes a killed job
-from a slow one.
+earlier launcher left in the queue is waited for instead of submitted twice, and the queue tells a killed job from a
+slow one.
 """
 
 import logging
@@ -133,7 +133,7 @@ class Launcher:
         return list(runs.values())
 
     def _collect_finished(self, runs: list[LaunchedRun]) -> None:
-        from robolearn.runs.run_files import is_finished, last_metric
+        from robolearn.runs.run import is_finished, last_metric
 
         for run in runs:
             cfg = run.config
@@ -244,7 +244,10 @@ class SlurmLauncher(Launcher, submitit_launcher.SlurmLauncher):
             raise UserError(f"SLURM did not accept the sweep: {one_line(error)}.", key="hydra.launcher") from error
 
     def _free_slots(self, pending: int, submitted: int) -> int:
-        return slurm.free_slots(pending, submitted, self.params["array_parallelism"])
+        if not submitted:
+            return min(pending, slurm.max_array_size())
+        # SLURM's limit holds for each array; the launcher's for all of its arrays together.
+        return max(0, min(pending, self.params["array_parallelism"] - submitted))
 
     def _python(self) -> str:
         from submitit.slurm.slurm import SlurmJobEnvironment

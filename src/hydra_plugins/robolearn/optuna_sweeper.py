@@ -11,7 +11,7 @@ try:
     from hydra_plugins.hydra_optuna_sweeper import optuna_sweeper
 
     Base: Any = optuna_sweeper.OptunaSweeper
-except ImportError:  # an extra, whose lack is reported where the command line is checked
+except ImportError:  # an extra, whose lack is told where the command line is checked
     Base = Sweeper
 
 log = logging.getLogger(__name__)
@@ -21,7 +21,7 @@ class OptunaSweeper(Base):  # pyright: ignore[reportGeneralTypeIssues]
     """The sweeper of hydra-optuna-sweeper over a study on disk.
 
     A launcher that died left trials running, and some may have failed. Their parameters are asked for again before
-    any new ones; the runs are known by them and resume, or are finished and report their metric at once.
+    any new ones; the runs are known by them and go on, or are finished and tell their metric at once.
     """
 
     def sweep(self, arguments: list[str]) -> None:

@@ -7,13 +7,11 @@ import re
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from robolearn.checkpoints.lerobot import config_json
 from robolearn.checkpoints.lerobot.registry import default_options
-from robolearn.checkpoints.literal import check_literal
 from robolearn.errors import UserError, one_line
-from robolearn.runs.run_files import numbered_checkpoints, read_config
-from robolearn.system.json_files import DamagedFileError
-from robolearn.system.paths import inside
 
 WEIGHTS, CONFIG_YAML, CONFIG_JSON = "model.safetensors", "config.yaml", "config.json"
 
@@ -37,12 +35,10 @@ def locate(key: str, path: str, download: bool = False) -> Path:
     given = Path(path).expanduser()
     if not given.exists() and re.fullmatch(r"[\w.-]+/[\w.-]+", path):
         given = _from_hub(key, path, download)
-    # Tools that copy folders may leave links out.
-    newest = [*numbered_checkpoints(given)[-1:], *numbered_checkpoints(given / "checkpoints")[-1:]]
-    folders = (given, given / "last", given / "checkpoints" / "last", *newest)
-    for folder in (*folders, given / "pretrained_model", *(parent / "pretrained_model" for parent in folders[1:])):
+    places = (given, given / "last", given / "checkpoints" / "last")
+    for folder in (*places, given / "pretrained_model", *(place / "pretrained_model" for place in places[1:])):
         if (folder / WEIGHTS).is_file() and ((folder / CONFIG_YAML).is_file() or (folder / CONFIG_JSON).is_file()):
-            return _checked(folder.resolve())
+            return folder.resolve()
     if not given.exists():
         raise UserError(
             f"{key}={path}: there is no such folder; give a run's folder or one of its checkpoints.", key=key
@@ -57,13 +53,6 @@ def locate(key: str, path: str, download: bool = False) -> Path:
     raise UserError(
         f"{key}={path}: no checkpoint is in this folder; give a run's folder or one of its checkpoints.", key=key
     )
-
-
-def _checked(folder: Path) -> Path:
-    for file in folder.iterdir():
-        if file.is_symlink():
-            inside(folder, file.name)
-    return folder
 
 
 def _from_hub(key: str, name: str, download: bool) -> Path:
@@ -90,25 +79,20 @@ def is_lerobot_checkpoint(folder: Path) -> bool:
     return not (folder / CONFIG_YAML).is_file()
 
 
-def config_file(folder: Path) -> Path:
-    """The file of a folder that `locate` found which says what its policy is."""
-    return folder / (CONFIG_JSON if is_lerobot_checkpoint(folder) else CONFIG_YAML)
-
-
 def read_run(folder: Path) -> dict[str, Any]:
-    """The configuration of the run that wrote a checkpoint, which nothing has checked.
+    """The configuration of the run that wrote a checkpoint.
 
     Raises:
         UserError: It is not one of a run.
     """
     file = folder / CONFIG_YAML
     try:
-        config = read_config(file)
-    except (FileNotFoundError, DamagedFileError) as error:
+        config = yaml.safe_load(file.read_text())
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise UserError(
             f"{file}: this is not readable YAML; use another checkpoint of the run.", key=str(file)
         ) from error
-    if not isinstance(config.get("policy"), dict):
+    if not isinstance(config, dict) or "policy" not in config:
         raise UserError(f"{file}: this is no configuration of a run; use another checkpoint.", key=str(file))
     return config
 
@@ -121,29 +105,20 @@ def checkpoint_config(folder: Path) -> dict[str, Any]:
         LeRobot's hold only what differs from our files of its ``kind``, which is an option of the group policy.
 
     Raises:
-        UserError: The file beside the weights is not readable, or has what is not supported or no plain value.
+        UserError: The file beside the weights is not readable, or has what is not supported.
     """
     if is_lerobot_checkpoint(folder):
-        nodes = config_json.checkpoint_nodes(folder)
-        return {**nodes, "policy": _offline(nodes["policy"])}
+        return config_json.checkpoint_nodes(folder)
     run = read_run(folder)
-    check_literal(folder / CONFIG_YAML, {key: run[key] for key in ("policy", *INHERITED_KEYS) if key in run})
-    policy = _offline({key: value for key, value in run["policy"].items() if key != "path"})
+    policy = {key: value for key, value in run["policy"].items() if key != "path"}
     steps = int(folder.name) if folder.name.isdigit() else 0
     for key in STAGE_KEYS & policy.keys():
-        if isinstance(policy[key], int):
-            policy[key] = max(0, policy[key] - steps)
+        policy[key] = max(0, policy[key] - steps)
     nodes = {"policy": policy, **{key: run[key] for key in INHERITED_KEYS if key in run}}
-    scheduler = nodes.get("scheduler")
-    if isinstance(scheduler, dict) and "num_vqvae_training_steps" in scheduler:
+    if "num_vqvae_training_steps" in (nodes.get("scheduler") or {}):
         follows = {"num_vqvae_training_steps": "${oc.select:policy.n_vqvae_training_steps,0}"}
-        nodes["scheduler"] = {**scheduler, **follows}
+        nodes["scheduler"] = {**nodes["scheduler"], **follows}
     return nodes
-
-
-def _offline(policy: dict[str, Any]) -> dict[str, Any]:
-    """A node without the permission to use the network, which is the user's to give."""
-    return {**policy, "download": False} if "download" in policy else policy
 
 
 def policy_node(folder: Path) -> dict[str, Any]:

@@ -1,9 +1,10 @@
 """Checkpoints: written atomically, verified by checksum, with all that an exact resume needs."""
 
 import dataclasses
+import json
 import logging
 import shutil
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,18 +13,14 @@ import xxhash
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from robolearn.errors import UserError, one_line
-from robolearn.runs.run_files import numbered_checkpoints
-from robolearn.system.files import atomic_dir, link, write_text
-from robolearn.system.json_files import DamagedFileError, is_number, read_json, reason, write_json
-from robolearn.system.paths import inside, path_part
+from robolearn.errors import UserError
+from robolearn.system.files import atomic_dir, link, write_json, write_text
 from robolearn.types import Feature, NonNegative, Positive, Spec
 
 log = logging.getLogger(__name__)
 
 WEIGHTS = "model.safetensors"
 SCORE = "score.json"
-STATE = "state.pt"
 
 
 class CorruptCheckpointError(Exception):
@@ -70,10 +67,10 @@ class Checkpoints:
         """
         folder = self.folder / f"{step:08d}"
         with atomic_dir(folder) as temporary:
-            save_tensors(_joined(models), temporary / WEIGHTS)
+            save_file(_joined(models), temporary / WEIGHTS)
             if all(trained is not model for model in models.values()):
-                save_tensors(_joined({"policy": trained}), temporary / "train.safetensors")
-            torch.save(state, temporary / STATE)
+                save_file(_joined({"policy": trained}), temporary / "train.safetensors")
+            torch.save(state, temporary / "state.pt")
             write_text(temporary / "config.yaml", self.config)
             write_json(temporary / "spec.json", dataclasses.asdict(self.spec))
             sums = {file.name: _checksum(file) for file in sorted(temporary.iterdir())}
@@ -91,11 +88,11 @@ class Checkpoints:
             UserError: There are checkpoints, and all of them are damaged.
         """
         for rest in self.folder.glob(".[0-9]*"):
-            shutil.rmtree(rest, ignore_errors=True)
+            shutil.rmtree(rest)
         folders = self._folders()
         for folder in reversed(folders):
             try:
-                verify(folder, needed=(WEIGHTS, STATE))
+                verify(folder)
             except CorruptCheckpointError as error:
                 log.warning("Checkpoint %s is damaged (%s); the one before it is used.", folder, error)
                 continue
@@ -124,37 +121,17 @@ class Checkpoints:
         return next((folder for name in ("best", "last") if (folder := self.folder / name).is_dir()), None)
 
     def _folders(self) -> list[Path]:
-        return numbered_checkpoints(self.folder)
+        return sorted(f for f in self.folder.glob("[0-9]*") if f.is_dir())
 
     def _best(self) -> list[Path]:
         """The `keep_best` best ones, the best first."""
         scored = []
         for folder in self._folders():
-            value = self._scores(folder).get(self.metric)
-            if is_number(value):
-                scored.append((value, folder))
+            if (folder / SCORE).exists():
+                value = json.loads((folder / SCORE).read_text()).get(self.metric)
+                if value is not None:
+                    scored.append((value, folder))
         return [folder for _, folder in sorted(scored, reverse=True)[: self.keep_best]]
-
-    def _scores(self, folder: Path) -> dict[str, Any]:
-        """The evaluation of a checkpoint; a damaged record is written again from the evaluation's own file."""
-        try:
-            scores = read_json(folder / SCORE)
-            if all(value is None or is_number(value) for value in scores.values()):
-                return scores
-            damage = f"{folder / SCORE} is damaged (it holds other things than numbers)"
-        except FileNotFoundError:
-            return {}
-        except DamagedFileError as error:
-            damage = str(error)
-        file = self.folder.parent / "eval" / folder.name / "eval.json"
-        try:
-            scores = {name: value for name, value in read_json(file).items() if is_number(value)}
-        except (FileNotFoundError, DamagedFileError):
-            log.warning("%s, and so is its evaluation: it can't be the best one.", damage)
-            return {}
-        log.warning("%s; it is written again from %s.", damage, file)
-        write_json(folder / SCORE, scores)
-        return scores
 
     def _link_best(self) -> None:
         if best := self._best():
@@ -180,60 +157,28 @@ def _remove(folders: list[Path]) -> None:
         shutil.rmtree(doomed)
 
 
-def save_tensors(tensors: Mapping[str, torch.Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
-    """Write tensors to a safetensors file that has the mode of any other file, as the user's umask gives it."""
-    path.touch()
-    mode = path.stat().st_mode
-    save_file(dict(tensors), path, metadata)
-    path.chmod(mode)  # safetensors puts a file in its place that its owner alone may read
-
-
-def verify(folder: Path, needed: Collection[str] = (WEIGHTS,)) -> None:
+def verify(folder: Path) -> None:
     """Check every file of a checkpoint against its checksum.
-
-    Args:
-        folder: The checkpoint.
-        needed: Files that must be among them.
 
     Raises:
         CorruptCheckpointError: A file is missing or differs.
     """
     try:
-        sums = read_json(folder / "checksums.json")
-    except FileNotFoundError:
-        raise CorruptCheckpointError("checksums.json is missing") from None
-    except DamagedFileError:
-        raise CorruptCheckpointError("checksums.json is not what was written") from None
-    if WEIGHTS not in sums:
+        sums = json.loads((folder / "checksums.json").read_text())
+    except (OSError, ValueError):
+        raise CorruptCheckpointError("checksums.json is missing or unreadable") from None
+    if not isinstance(sums, dict) or WEIGHTS not in sums:
         raise CorruptCheckpointError("checksums.json is not what was written")
-    for name in dict.fromkeys([*sums, *needed]):
-        try:
-            file = inside(folder, path_part(name, "checksums.json:"))
-        except UserError as error:
-            raise CorruptCheckpointError(str(error).rstrip(".")) from None
-        if not file.is_file():
+    for name, checksum in sums.items():
+        if not (folder / name).is_file():
             raise CorruptCheckpointError(f"{name} is missing")
-        try:
-            found = _checksum(file)
-        except OSError as error:
-            raise CorruptCheckpointError(f"{name} can't be read: {reason(error)}") from None
-        if found != sums.get(name):
+        if _checksum(folder / name) != checksum:
             raise CorruptCheckpointError(f"{name} differs from what was written")
 
 
 def load_state(folder: Path) -> dict[str, Any]:
-    """The state that a run resumes from besides its weights, as it was saved.
-
-    Raises:
-        UserError: The file is sound, but holds something else.
-    """
-    try:
-        state = torch.load(folder / STATE, map_location="cpu", weights_only=True)
-    except Exception as error:  # what an unpickler raises is up to the file
-        raise _no_state(folder, one_line(error, 100)) from error
-    if not isinstance(state, dict):
-        raise _no_state(folder, f"it is a {type(state).__name__}")
-    return state
+    """The state that a run resumes from besides its weights, as it was saved."""
+    return torch.load(folder / "state.pt", map_location="cpu", weights_only=True)
 
 
 def load_models(folder: Path, models: Mapping[str, nn.Module]) -> None:
@@ -252,27 +197,11 @@ def load_trained(folder: Path, trained: nn.Module) -> None:
 
 
 def load_spec(folder: Path) -> Spec:
-    """The observation and action features of a checkpoint's policy.
-
-    Raises:
-        UserError: The file that describes them holds something else, or a key is no name.
-    """
-    file = folder / "spec.json"
-    try:
-        content = read_json(file)
-        observation = {k: Feature(f["kind"], tuple(map(int, f["shape"]))) for k, f in content["observation"].items()}
-        action = Feature("ACTION", tuple(map(int, content["action"]["shape"])))
-        settings, tasks = dict(content.get("settings", {})), tuple(map(str, content.get("tasks", ())))
-        spec = Spec(observation, action, float(content["fps"]), settings, tasks)
-    except (OSError, DamagedFileError, LookupError, TypeError, ValueError, AttributeError, RecursionError) as error:
-        raise UserError(
-            f"{file} does not describe the features of a policy ({one_line(error, 100)})",
-            key=str(file),
-            fix="use another checkpoint",
-        ) from None
-    for key in observation:
-        path_part(key, f"{file}: the feature", key=str(file))
-    return spec
+    """The observation and action features of a checkpoint's policy."""
+    content = json.loads((folder / "spec.json").read_text())
+    observation = {k: Feature(f["kind"], tuple(f["shape"])) for k, f in content["observation"].items()}
+    action = Feature("ACTION", tuple(content["action"]["shape"]))
+    return Spec(observation, action, content["fps"], content.get("settings", {}), tuple(content.get("tasks", ())))
 
 
 def verified(folder: Path) -> Path:
@@ -284,20 +213,10 @@ def verified(folder: Path) -> Path:
     try:
         verify(folder)
     except CorruptCheckpointError as error:
-        others = [path.name for path in numbered_checkpoints(folder.parent) if path != folder]
-        named = f", such as {folder.parent / others[-1]}" if others else ""
         raise UserError(
-            f"The checkpoint {folder} is damaged ({error}); use another one of the run{named}.", key=str(folder)
+            f"The checkpoint {folder} is damaged ({error}); use another one of the run.", key=str(folder)
         ) from None
     return folder
-
-
-def _no_state(folder: Path, why: str) -> UserError:
-    return UserError(
-        f"{folder / STATE} holds no state of a run ({why})",
-        key=str(folder / STATE),
-        fix=f"remove {folder}, so that an older checkpoint is used, or give another output_dir",
-    )
 
 
 def _joined(models: Mapping[str, nn.Module]) -> dict[str, torch.Tensor]:

@@ -13,13 +13,10 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from robolearn import __version__
-from robolearn.cli.entry import entry_point, exit_with, say
+from robolearn.cli.entry import entry_point, exit_with
 from robolearn.config.compose import Job, compose, parse, run
 from robolearn.config.schema import CollectConfig
-from robolearn.config.trust import Trust
 from robolearn.errors import UserError
-from robolearn.system.limits import check_address_space, limits_as_user_errors
-from robolearn.system.streams import check_printed
 from robolearn.types import Depth
 
 log = logging.getLogger(__name__)
@@ -51,12 +48,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         from robolearn.cli import help as texts
 
         print(texts.collect(line.args.config_dir), end="")
-        check_printed()
         return
     composes = line.args.cfg or line.args.info or not line.shows_only
     jobs = compose(line, "collect") if composes else []
     if not line.shows_only:
-        check_address_space()
         for job in jobs:
             check(job)
     run(line, jobs, "collect", run_job)
@@ -68,16 +63,12 @@ def check(job: Job) -> None:
     Raises:
         UserError: The first mistake.
     """
-    from robolearn.checkpoints.locate import config_file, locate, policy_node
     from robolearn.collecting.collection import check_folder
     from robolearn.config.build import build
     from robolearn.config.preflight import check_values
 
     cfg = job.cfg
     check_values(job, CollectConfig)
-    if cfg.policy.path is not None:
-        folder = locate("policy.path", cfg.policy.path)
-        Trust.of_job(job.composed.hydra).admit(config_file(folder), {"policy": policy_node(folder)})
     if cfg.env is None:
         raise UserError("env: there is no simulator to collect in; choose one with env=NAME.", key="env")
     if cfg.policy.path is None and cfg.demonstrator is None:
@@ -146,8 +137,7 @@ def make_recipe(cfg: DictConfig, simulator: Any) -> dict[str, Any]:
 def run_job(cfg: DictConfig) -> None:
     """One collection; a mistake ends it with one sentence, in a sweep it is raised."""
     try:
-        with limits_as_user_errors():
-            _collect(cfg)
+        _collect(cfg)
     except UserError as error:
         if HydraConfig.get().mode == RunMode.MULTIRUN:
             raise
@@ -158,7 +148,6 @@ def _collect(cfg: DictConfig) -> None:
     from robolearn.collecting.collection import RECIPE, Collection, folder_of_its_own
     from robolearn.config.build import build
     from robolearn.data.lerobot_format.writer import DatasetWriter
-    from robolearn.system.termination import exit_on_termination
     from robolearn.training.signals import GracefulShutdown
 
     simulator = build("env", cfg)
@@ -166,14 +155,14 @@ def _collect(cfg: DictConfig) -> None:
     out, spec = Path(cfg.out).expanduser(), simulator.spec
     features = recorder.features(simulator.success_key is not None)
     extra = {"settings": spec.settings, RECIPE: recipe}
-    with exit_on_termination(), folder_of_its_own(out, recipe):
+    with folder_of_its_own(out, recipe):
         writer = DatasetWriter(out, spec.fps, features, robot_type=None, extra=extra)
         collection = Collection(writer, cfg.seed, cfg.episodes, cfg.keep_failures, cfg.patience)
         if collection.missing <= 0:
-            say(f"{out} holds {writer.num_episodes} episodes already; give a larger episodes= for more.")
+            print(f"{out} holds {writer.num_episodes} episodes already; give a larger episodes= for more.")
             return
-        message, hint = "saving what was recorded", "the same command resumes from what was saved"
-        with GracefulShutdown(message, hint) as interrupts:
+        doing, left = "saving what was recorded", "the same command resumes from what was saved"
+        with GracefulShutdown(doing, left) as interrupts:
             outcome = _run(cfg, simulator, recorder, collection, lambda: interrupts.pending is not None)
             _report(out, outcome, cfg)
             interrupts.reraise()
@@ -186,13 +175,9 @@ def _run(cfg: DictConfig, simulator: Any, recorder: Any, collection: Any, stop: 
     from robolearn.collecting.demonstration_workers import DemonstrationTask, WorkerPool
     from robolearn.config.build import build
     from robolearn.data.video.decode import cpu_count
-    from robolearn.envs.time_limit import TimeLimit
 
     demonstrator = build("demonstrator", cfg)
-    limit = TimeLimit(cfg.timeout, "timeout")
-    demonstration = DemonstrationTask(
-        simulator.env_fn(), demonstrator, recorder, cfg.action_noise, cfg.keep_failures, limit
-    )
+    demonstration = DemonstrationTask(simulator.env_fn(), demonstrator, recorder, cfg.action_noise, cfg.keep_failures)
     workers = min(cfg.workers or cpu_count(), collection.missing)
     with WorkerPool(demonstration, workers, simulator.preload_modules()) as pool:
         return collection.run(pool, stop)
@@ -206,17 +191,16 @@ def _rollouts(cfg: DictConfig, simulator: Any, recorder: Any) -> Any:
     from robolearn.config.build import load_policy
     from robolearn.config.devices import pick_device
     from robolearn.envs import check_same_spec
-    from robolearn.envs.time_limit import TimeLimit
 
     device = pick_device(cfg.device)
     folder = locate("policy.path", cfg.policy.path)
     check_same_spec(PretrainedCheckpoint(folder).spec(simulator.spec.fps), simulator.spec)
-    policy, normalizer = load_policy(folder, device, trust=Trust.of_job(HydraConfig.get()))
+    policy, normalizer = load_policy(folder, device)
     agent = AgentFactory(normalizer, device)(policy)
     options = cfg.policy
     return PolicyEpisodeSource(
         simulator, agent, recorder, options.batch_size, cfg.seed, options.use_async_envs, cfg.action_noise,
-        cfg.keep_failures, TimeLimit(cfg.timeout, "timeout"),
+        cfg.keep_failures,
     )  # fmt: skip
 
 
@@ -226,11 +210,11 @@ def _report(out: Path, outcome: Any, cfg: DictConfig) -> None:
     kept = "kept too" if cfg.keep_failures else "left out"
     failed = f"{outcome.failures} of {attempts} attempts failed and were {kept}" if outcome.failures else "none failed"
     if not outcome.complete:
-        say(f"Stopped with {outcome.episodes} of {cfg.episodes} episodes in {out}; the same command resumes.")
+        print(f"Stopped with {outcome.episodes} of {cfg.episodes} episodes in {out}; the same command resumes.")
         return
     episodes = f"{outcome.episodes} episode" + "s" * (outcome.episodes != 1)
-    say(f"{episodes}, {outcome.frames:,} frames, {size:.1f} MB in {out}; {failed}.")
-    say(f"Train on them with robolearn-train dataset.root={out}, look at them with robolearn-dataset show {out}.")
+    print(f"{episodes}, {outcome.frames:,} frames, {size:.1f} MB in {out}; {failed}.")
+    print(f"Train on them with robolearn-train dataset.root={out}, look at them with robolearn-dataset show {out}.")
 
 
 if __name__ == "__main__":

@@ -1,25 +1,27 @@
 """``robolearn-dataset``: look at a dataset, see whether it is sound, convert it."""
 
 import argparse
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from robolearn.cli.entry import Parser, entry_point, say
-from robolearn.errors import UserError, printable
-from robolearn.system.streams import check_printed
+from robolearn.cli.entry import Parser, entry_point
+from robolearn.errors import UserError
 
 
 @entry_point
 def main(argv: Sequence[str] | None = None) -> None:
     """The entry point; status 0 only for a sound dataset, 1 for one that is not, 2 for a mistake of the user's."""
-    arguments = parse(argv)
-    status = arguments.run(arguments)
-    check_printed()
+    arguments = _parser().parse_args(argv)
+    try:
+        status = arguments.run(arguments)
+    except BrokenPipeError:  # the reader of a pipe has seen enough
+        sys.stderr.close()
+        status = 0
     raise SystemExit(status)
 
 
-def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    """The command line; ``run`` is what it asks for."""
+def _parser() -> argparse.ArgumentParser:
     parser = Parser(
         prog="robolearn-dataset", description="Look at LeRobot datasets (v2.0, v2.1, v3.0), verify and convert them."
     )
@@ -39,7 +41,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     show = add("show", _show, "write a page with an episode's cameras and curves, and the distribution of all actions")
     show.add_argument("--episode", type=int, default=0, help="which episode it plays (default 0)")
     show.add_argument("--out", type=Path, help="the page's file (default: NAME_episode_N.html here)")
-    return parser.parse_args(argv)
+    return parser
 
 
 def _root(arguments: argparse.Namespace) -> Path:
@@ -62,21 +64,21 @@ def _verify(arguments: argparse.Namespace) -> int:
     root = _root(arguments)
     faults = verify(root)
     for fault in faults:
-        say(printable(fault, lines=False))
+        print(fault)
     if faults:
-        say(f"{root} is not sound: {len(faults)} fault{'s' if len(faults) > 1 else ''}.")
+        print(f"{root} is not sound: {len(faults)} fault{'s' if len(faults) > 1 else ''}.")
         return 1
     meta = read_meta(root)
     frames = sum(episode.length for episode in meta.episodes)
     cameras = f"{len(meta.cameras)} camera" + "s" * (len(meta.cameras) != 1)
-    say(f"{root} is sound: {len(meta.episodes)} episodes, {frames:,} frames, {cameras}.")
+    print(f"{root} is sound: {len(meta.episodes)} episodes, {frames:,} frames, {cameras}.")
     return 0
 
 
 def _info(arguments: argparse.Namespace) -> int:
     from robolearn.data.inspect.describe import describe
 
-    say(describe(_root(arguments)))
+    print(describe(_root(arguments)))
     return 0
 
 
@@ -84,7 +86,7 @@ def _convert(arguments: argparse.Namespace) -> int:
     from robolearn.data.lerobot_format.convert import convert
 
     convert(_root(arguments), arguments.out, arguments.to)
-    say(f"{arguments.out} holds the dataset in format {arguments.to}.")
+    print(f"{arguments.out} holds the dataset in format {arguments.to}.")
     return 0
 
 
@@ -102,7 +104,7 @@ def _show(arguments: argparse.Namespace) -> int:
             raise UserError(
                 f"--out={out} can't be written ({error.strerror}); give another file.", key="--out"
             ) from error
-    say(f"The page is {out.resolve()}: open it in a browser.")
+    print(f"The page is {out.resolve()}: open it in a browser.")
     return 0
 
 

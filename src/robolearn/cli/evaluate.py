@@ -9,19 +9,17 @@ from typing import Any
 import yaml
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from robolearn.checkpoints.literal import check_literal
-from robolearn.checkpoints.locate import config_file, is_lerobot_checkpoint, locate, policy_node, read_run
-from robolearn.cli.entry import entry_point, exit_with, say
-from robolearn.config.compose import CommandLine, Job, compose, parse, parsed_overrides, run
+from robolearn.checkpoints.locate import is_lerobot_checkpoint, locate, policy_node, read_run
+from robolearn.cli.entry import entry_point, exit_with
+from robolearn.config.compose import CommandLine, Job, compose, parse, run
 from robolearn.config.schema import EvaluateConfig
-from robolearn.config.trust import Trust
 from robolearn.errors import UserError
-from robolearn.system.limits import check_address_space, limits_as_user_errors
 from robolearn.system.paths import conf_dir
-from robolearn.system.streams import check_printed
 
 log = logging.getLogger(__name__)
 
@@ -37,16 +35,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         from robolearn.cli import help as texts
 
         print(texts.evaluate(line.args.config_dir), end="")
-        check_printed()
         return
     jobs: list[Job] = []
     if line.args.shell_completion or line.args.hydra_help:
         register({})
     else:
-        register(read_config(_checkpoint(line), Trust.of(line)))
+        register(read_config(_checkpoint(line)))
         jobs = compose(line, "evaluate")
         if not line.shows_only:
-            check_address_space()
             check(jobs)
     run(line, jobs, "evaluate", run_job)
 
@@ -56,12 +52,8 @@ def register(config: Mapping[str, Any]) -> None:
     store = ConfigStore.instance()
     values = {key: config[key] for key in KEPT if key in config}
     store.store(name="checkpoint_values", node=values, package="_global_", provider="checkpoint")
-    ours = yaml.safe_load((conf_dir() / "eval" / "default.yaml").read_text())
-    nodes = {group: config.get(group) for group in ("env", "eval", "policy")}
-    if isinstance(nodes["eval"], dict) and nodes["eval"].get("_target_") == ours["_target_"]:
-        nodes["eval"] = ours | nodes["eval"]  # an older run did not know all of its keys
-    for group, value in nodes.items():
-        node = {group: value}
+    for group in ("env", "eval", "policy"):
+        node = {group: config.get(group)}
         store.store(group=group, name="checkpoint", node=node, package="_global_", provider="checkpoint")
 
 
@@ -72,10 +64,14 @@ def _checkpoint(line: CommandLine) -> Path:
         UserError: None is given, or it is nowhere to be found.
     """
     given: dict[str, Any] = {}
-    for override in parsed_overrides(line.overrides):
+    for text in line.overrides:
+        try:
+            override = OverridesParser.create().parse_override(text)
+        except HydraException:  # reported when everything is composed
+            continue
         if override.key_or_group == "checkpoint" and override.is_sweep_override():
             raise UserError(
-                f"{override.input_line}: one checkpoint at a time, because its run decides the defaults of the others.",
+                f"{text}: one checkpoint at a time, because its run decides the defaults of the others.",
                 key="checkpoint",
             )
         given[override.key_or_group] = override.value()
@@ -92,25 +88,16 @@ def _checkpoint(line: CommandLine) -> Path:
     return locate("checkpoint", str(path), given.get("download") is True)
 
 
-def read_config(folder: Path, trust: Trust) -> dict[str, Any]:
-    """What a checkpoint says of its policy, and where ours hold them, of the run's simulator and evaluation.
-
-    Args:
-        folder: What `robolearn.checkpoints.locate.locate` found.
-        trust: What it may build.
+def read_config(folder: Path) -> dict[str, Any]:
+    """What a checkpoint says of its policy, and where ours tell them, of the run's simulator and evaluation.
 
     Raises:
-        UserError: A file beside the weights is not readable, of a policy that is not supported, or not trusted.
+        UserError: A file beside the weights is not readable, or of a policy that is not supported.
     """
-    file, policy = config_file(folder), policy_node(folder)
     if is_lerobot_checkpoint(folder):
         evaluation = yaml.safe_load((conf_dir() / "eval" / "default.yaml").read_text())
-        return {**trust.admit(file, {"policy": policy}), "eval": evaluation, "job_name": folder.name}
-    run = read_run(folder)
-    config = {key: run[key] for key in (*KEPT, "env", "eval") if key in run}
-    check_literal(file, config)
-    nodes = trust.admit(file, {"policy": policy, **{key: config.get(key) for key in ("env", "eval")}})
-    return {**config, **nodes}
+        return {"policy": policy_node(folder), "eval": evaluation, "job_name": folder.name}
+    return read_run(folder)
 
 
 def check(jobs: Sequence[Job]) -> None:
@@ -146,8 +133,7 @@ def check(jobs: Sequence[Job]) -> None:
 def run_job(cfg: DictConfig) -> float | None:
     """One evaluation; returns its success rate for sweepers."""
     try:
-        with limits_as_user_errors():
-            return _evaluate(cfg)
+        return _evaluate(cfg)
     except UserError as error:
         if HydraConfig.get().mode == RunMode.MULTIRUN:
             raise
@@ -181,8 +167,8 @@ def _evaluate(cfg: DictConfig) -> float | None:
     result = evaluator(make_agent(policy), folder)
     width = max(map(len, result.scalars), default=0)
     for name, value in result.scalars.items():
-        say(f"{name:<{width}}  {value:.4g}")
-    say(f"Videos and eval.json are in {folder}.")
+        print(f"{name:<{width}}  {value:.4g}")
+    print(f"Videos and eval.json are in {folder}.")
     return result.scalars.get("success_rate")
 
 

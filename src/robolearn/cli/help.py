@@ -66,7 +66,6 @@ Keys, with the values of the checkpoint's run unless given:
 {groups}
   output_dir              where the videos and eval.json go
   download                true: fetch a hub id
-  trust_checkpoint        true: the checkpoint may build what it names, also what robolearn does not ship
 
 Without overrides the figures are those of the run's own evaluation at that step.
 

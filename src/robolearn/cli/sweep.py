@@ -3,17 +3,16 @@
 import argparse
 import csv
 import io
+import json
 import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from robolearn.cli.entry import Parser, entry_point, say
-from robolearn.errors import UserError, did_you_mean, printable
+from robolearn.cli.entry import Parser, entry_point
+from robolearn.errors import UserError, did_you_mean
 from robolearn.sweeps.report import Group, Sweep, SweepRun, read
-from robolearn.system.json_files import to_json
-from robolearn.system.streams import check_printed
 
 DESCRIPTION = """\
 robolearn-sweep shows how the runs of a sweep stand, live or finished.
@@ -42,11 +41,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = parse(sys.argv[1:] if argv is None else argv)
     if arguments.help:
         print(DESCRIPTION, end="")
-        check_printed()
         return
     sweep = read(arguments.folder, arguments.metric, arguments.minimize)
-    say(report(sweep, arguments), end="")
-    check_printed()
+    print(report(sweep, arguments), end="")
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -70,7 +67,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
             f"{unknown[0]}: there is no such option{did_you_mean(unknown[0], flags)}; see --help.", key=unknown[0]
         )
     if arguments.folder is None and not arguments.help:
-        raise UserError("Which sweep? Write robolearn-sweep multirun/<date>/<time>; see --help.", key="FOLDER")
+        raise UserError("Which sweep? Write robolearn-sweep multirun/<date>/<time>; see --help.")
     return arguments
 
 
@@ -111,8 +108,7 @@ def tables(sweep: Sweep) -> str:
         rows = [_group_row(group) for group in groups]
         parts.append(_table([*map(_short(keys), keys), "seeds", "mean", "95 % interval", "lowest", "highest"], rows))
     bad = [run for run in sweep.runs if run.error]
-    faults = [(f"{run.state}: {run.name}: {run.error}", f"  {run.log or run.folder}") for run in bad]
-    parts += ["".join(f"{printable(line, lines=False)}\n" for pair in faults for line in pair)] * bool(bad)
+    parts += ["".join(f"{run.state}: {run.name}: {run.error}\n  {run.log or run.folder}\n" for run in bad)] * bool(bad)
     return "\n".join(parts)
 
 
@@ -157,10 +153,9 @@ def _number(value: float | None) -> str:
 
 
 def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    texts = [[printable(text, lines=False) for text in row] for row in [heads, *rows]]
-    columns = list(zip(*texts, strict=True))
+    columns = list(zip(heads, *rows, strict=True))
     widths = [max(map(len, column)) for column in columns]
-    lines = ["  ".join(f"{text:<{width}}" for text, width in zip(row, widths, strict=True)) for row in texts]
+    lines = ["  ".join(f"{text:<{width}}" for text, width in zip(row, widths, strict=True)) for row in [heads, *rows]]
     return "".join(f"{line.rstrip()}\n" for line in lines)
 
 
@@ -188,7 +183,7 @@ def as_json(sweep: Sweep) -> str:
         "runs": runs,
         "groups": [vars(group) for group in sweep.groups()],
     }
-    return to_json(content, indent=2, default=str) + "\n"
+    return json.dumps(content, indent=2, default=str) + "\n"
 
 
 if __name__ == "__main__":

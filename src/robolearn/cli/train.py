@@ -17,8 +17,6 @@ from robolearn.config.compose import CommandLine, Job, compose, parse, run, with
 from robolearn.config.pretrained_group import register_from_command_line
 from robolearn.config.run_name import canonical
 from robolearn.errors import UserError
-from robolearn.system.limits import check_address_space, limits_as_user_errors
-from robolearn.system.streams import check_printed
 
 if TYPE_CHECKING:
     from robolearn.distributed.world import World
@@ -36,7 +34,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         from robolearn.cli import help as texts
 
         print(texts.train(line.args.config_dir), end="")
-        check_printed()
         return
     if not (line.args.shell_completion or line.args.hydra_help):
         line = register_from_command_line(line)
@@ -44,7 +41,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     line = with_run_names(line)
     jobs = compose(line, "train") if composes else []
     if not line.shows_only:
-        check_address_space()
         from robolearn.config.preflight import check  # imports torch, which questions need not wait for
         from robolearn.distributed.world import World
 
@@ -104,8 +100,7 @@ def run_job(cfg: DictConfig) -> float | None:
     A mistake ends a single run with one sentence; in a sweep it is raised, so that the other jobs continue.
     """
     try:
-        with limits_as_user_errors():
-            return _train(cfg)
+        return _train(cfg)
     except UserError as error:
         if HydraConfig.get().mode == RunMode.MULTIRUN:
             raise
@@ -149,8 +144,7 @@ def _train_together(cfg: DictConfig, world: "World") -> float | None:
 def _ended(cfg: DictConfig, run: "Run", context: Any) -> dict[str, float | None] | None:
     """The metric of a run that came to its end before; None where it is to run, which is then on record."""
     from robolearn.config.preflight import check_folder
-    from robolearn.runs.run import newest_unfinished
-    from robolearn.runs.run_files import is_finished, last_metric, status
+    from robolearn.runs.run import is_finished, last_metric, newest_unfinished, status
 
     check_folder(run, cfg.resume)
     folder, typed = run.folder, [*context.overrides.task, *context.overrides.hydra]
@@ -161,7 +155,6 @@ def _ended(cfg: DictConfig, run: "Run", context: Any) -> dict[str, float | None]
                 log.info("A run of the same configuration was not finished: output_dir=%s resumes it.", other)
         run.record()
         return None
-    run.repair()
     if not is_finished(folder, run.steps or 0):
         return None
     metric, found = last_metric(folder, cfg.checkpoints.metric), status(folder) or {}

@@ -16,7 +16,6 @@ from robolearn.collecting.demonstration_workers import EpisodeResult, Noise
 from robolearn.data.lerobot_format.recorder import Recorder
 from robolearn.data.lerobot_format.writer import DatasetWriter
 from robolearn.envs.factory import EnvFactory
-from robolearn.envs.time_limit import TimeLimit
 from robolearn.episodes import Actor, Episode, Observation, RolloutInterrupted
 from robolearn.errors import UserError
 from robolearn.rng import isolated_rng
@@ -242,7 +241,6 @@ class PolicyEpisodeSource:
         use_async_envs: Give each simulator a process of its own.
         noise: Standard deviation of the noise that is added to actions.
         keep_failures: Whether failed episodes are recorded too.
-        limit: How long a step or a reset of the simulators may take.
     """
 
     def __init__(
@@ -255,19 +253,15 @@ class PolicyEpisodeSource:
         use_async_envs: bool = False,
         noise: float = 0.0,
         keep_failures: bool = False,
-        limit: TimeLimit | None = None,
     ) -> None:
         self.simulator, self.agent, self.recorder = simulator, agent, recorder
         self.batch_size, self.first, self.use_async_envs = batch_size, first, use_async_envs
-        self.noise, self.keep_failures, self.limit = noise, keep_failures, limit
+        self.noise, self.keep_failures = noise, keep_failures
 
     def attempts(self, seed: int, wanted: Callable[[], int], stop: Callable[[], bool]) -> Iterator[EpisodeResult]:
         """As `EpisodeSource` has it."""
         start = seed - (seed - self.first) % self.batch_size  # batches are always cut at the same seeds
-        try:
-            env = self.simulator.make_vec(self.batch_size, self.use_async_envs, self.limit, stop)
-        except RolloutInterrupted:
-            return
+        env = self.simulator.make_vec(self.batch_size, self.use_async_envs)
         try:
             while not stop():
                 seeds = range(start, start + self.batch_size)

@@ -6,8 +6,7 @@ Nothing here imports torch, so that the processes start fast and stay small.
 import itertools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from functools import partial
+from dataclasses import dataclass
 from typing import Any
 
 import gymnasium as gym
@@ -15,7 +14,6 @@ import numpy as np
 
 from robolearn.collecting.experts.expert import Demonstrator
 from robolearn.data.lerobot_format.recorder import EpisodeRecord, Recorder
-from robolearn.envs.time_limit import CallThread, TimeLimit
 from robolearn.episodes import Episode, Observation
 from robolearn.errors import UserError, describe_exception
 from robolearn.system.workers import Worker, wait_any
@@ -41,7 +39,6 @@ class DemonstrationTask:
         recorder: Turns episodes into records.
         noise: Standard deviation of the noise that is added to actions, in their units; 0 for none.
         keep_failures: Whether failed episodes are recorded too.
-        limit: How long a step or a reset of the simulator may take.
     """
 
     env_fn: Callable[[], gym.Env]
@@ -49,7 +46,6 @@ class DemonstrationTask:
     recorder: Recorder
     noise: float = 0.0
     keep_failures: bool = False
-    limit: TimeLimit = field(default_factory=TimeLimit)
 
     @contextmanager
     def open(self, stop: Callable[[], bool]) -> Iterator[Callable[[int], EpisodeResult]]:
@@ -58,17 +54,15 @@ class DemonstrationTask:
         Raises:
             UserError: The simulator or the demonstrator can't be opened.
         """
-        call = CallThread("", self.limit, stop)
-        env = call(self.env_fn, lambda: "opening")
-        call.simulator = env.spec.id if env.spec else type(env.unwrapped).__name__
+        env = self.env_fn()
         demonstrator = self.demonstrator(env=env)
 
         def attempt(seed: int) -> EpisodeResult:
             try:
-                episode, clean = self._run(env, call, demonstrator, seed)
+                episode, clean = self._run(env, demonstrator, seed)
             except UserError:
                 raise
-            except (Exception, SystemExit) as error:  # the demonstrator may be a user's own
+            except Exception as error:  # the demonstrator may be a user's own
                 name = type(demonstrator).__name__
                 raise UserError(
                     f"{name} failed in the episode with seed {seed}: {describe_exception(error)}.", key="demonstrator"
@@ -79,9 +73,9 @@ class DemonstrationTask:
 
         yield attempt
 
-    def _run(self, env: gym.Env, call: CallThread, demonstrator: Demonstrator, seed: int) -> tuple[Episode, np.ndarray]:
+    def _run(self, env: gym.Env, demonstrator: Demonstrator, seed: int) -> tuple[Episode, np.ndarray]:
         """The episode, and its actions before noise (T, A)."""
-        observation, _ = call(partial(env.reset, seed=seed), lambda: f"reset of the episode with seed {seed}")
+        observation, _ = env.reset(seed=seed)
         demonstrator.reset(np.random.default_rng((seed, 0)))
         noise = Noise(self.noise, env.action_space, seed)
         observations, clean, executed, rewards, successes = [observation], [], [], [], []
@@ -89,9 +83,7 @@ class DemonstrationTask:
         while not (terminated or truncated):
             action = np.asarray(demonstrator.act(), np.float32)
             noisy = noise(action)
-            observation, reward, terminated, truncated, info = call(
-                partial(env.step, noisy), lambda: f"step {len(rewards) + 1} of the episode with seed {seed}"
-            )
+            observation, reward, terminated, truncated, info = env.step(noisy)
             clean.append(action)
             executed.append(noisy)
             observations.append(observation)

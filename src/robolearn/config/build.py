@@ -11,12 +11,10 @@ from omegaconf import DictConfig, OmegaConf
 
 from robolearn.agent import AgentFactory
 from robolearn.checkpoints.load import PretrainedCheckpoint
-from robolearn.checkpoints.locate import config_file, locate, policy_node
+from robolearn.checkpoints.locate import locate, policy_node
 from robolearn.config.devices import pick_compile, pick_cuda_graph, pick_device, use_fast_kernels
 from robolearn.config.schema import CONFIG_ONLY_KEYS
-from robolearn.config.trust import Trust
 from robolearn.config.validate import check_targets, refuse
-from robolearn.data.augment import on_images
 from robolearn.data.batch_stream import BatchTransform, TransformedStream
 from robolearn.data.loader import Loader
 from robolearn.data.offline_online_loader import OfflineOnlineLoader
@@ -117,7 +115,7 @@ def build_policy(cfg: DictConfig, spec: Spec) -> Policy:
     return policy
 
 
-def pretrained_from(cfg: DictConfig) -> PretrainedCheckpoint | None:
+def start_of(cfg: DictConfig) -> PretrainedCheckpoint | None:
     """The checkpoint that ``policy.path`` names.
 
     Raises:
@@ -127,24 +125,19 @@ def pretrained_from(cfg: DictConfig) -> PretrainedCheckpoint | None:
     return PretrainedCheckpoint(locate("policy.path", path)) if path else None
 
 
-def load_policy(
-    folder: Path, device: torch.device, cfg: DictConfig | None = None, trust: Trust | None = None
-) -> tuple[Policy, Normalizer]:
+def load_policy(folder: Path, device: torch.device, cfg: DictConfig | None = None) -> tuple[Policy, Normalizer]:
     """The policy and normaliser of a checkpoint, as they act.
 
     Args:
         folder: What `robolearn.checkpoints.locate.locate` found.
         device: Where they go.
         cfg: A configuration with another node ``policy`` than the checkpoint's own.
-        trust: What the checkpoint's own may build beside what robolearn ships; None: nothing.
 
     Raises:
-        UserError: The weights do not fit the configuration, statistics are missing, or the policy is not trusted.
+        UserError: The weights do not fit the configuration, or statistics are missing.
     """
     start = PretrainedCheckpoint(folder)
-    if cfg is None:
-        cfg = OmegaConf.create((trust or Trust()).admit(config_file(folder), {"policy": policy_node(folder)}))
-    policy = build_policy(cfg, start.spec())
+    policy = build_policy(cfg or OmegaConf.create({"policy": policy_node(folder)}), start.spec())
     normalizer = Normalizer(start.spec(), policy.spec.normalization_mapping, transform=policy.spec.action_transform)
     start.load(policy)
     start.load_statistics(normalizer)
@@ -170,7 +163,7 @@ def initial_weights(cfg: DictConfig) -> Callable[[Policy, Normalizer], None]:
     Raises:
         UserError: The checkpoint is not there, damaged or not supported.
     """
-    start = pretrained_from(cfg)
+    start = start_of(cfg)
     return start.init_weights if start else lambda policy, normalizer: policy.load_pretrained()
 
 
@@ -213,34 +206,6 @@ def build_phases(
     return phases
 
 
-def build_normalizer(dataset: FrameDataset, policy: Policy) -> Normalizer:
-    """The normalizer of a policy's batches, with the statistics of a loaded dataset."""
-    stats, each = normalization_stats(dataset, policy)
-    return Normalizer(dataset.spec, policy.spec.normalization_mapping, stats, each, policy.spec.action_transform)
-
-
-def build_update(cfg: DictConfig, policy: Policy, normalizer: Normalizer, device: torch.device, world: World) -> Update:
-    """What trains a policy; both modules are on the device.
-
-    Raises:
-        UserError: Optimizer, schedule or average of weights refuse their configuration.
-    """
-    optimizer = build("optimizer", cfg, build_param_groups(policy.param_groups(), plain(cfg)["param_groups"]))
-    return Update(
-        policy,
-        normalizer,
-        optimizer,
-        build("scheduler", cfg, optimizer, num_training_steps=total_steps(cfg)),
-        device,
-        ema=build("ema", cfg, policy) if cfg.use_ema else None,
-        grad_clip_norm=cfg.grad_clip_norm,
-        amp_dtype=AMP[cfg.amp_dtype] if cfg.use_amp else None,
-        compile=pick_compile(cfg.compile, device),
-        cuda_graph=False if world.size > 1 else pick_cuda_graph(cfg, device, policy, optimizer),
-        world=world,
-    )
-
-
 def build_trainer(cfg: DictConfig, run: Run, world: World | None = None) -> Trainer:
     """The trainer of a run, with its dataset loaded; nothing is trained yet.
 
@@ -262,19 +227,33 @@ def build_trainer(cfg: DictConfig, run: Run, world: World | None = None) -> Trai
         check_same_spec(dataset.spec, env.spec)
     # The weights are drawn on the CPU, so that a seed means the same on every device.
     policy = build_policy(cfg, dataset.spec).to(device)
+    optimizer = build("optimizer", cfg, build_param_groups(policy.param_groups(), plain(cfg)["param_groups"]))
     frames = dataset.load(device)
-    update = build_update(cfg, policy, build_normalizer(dataset, policy).to(device), device, world)
+    stats, each = normalization_stats(dataset, policy)
+    mapping, transform = policy.spec.normalization_mapping, policy.spec.action_transform
+    normalizer = Normalizer(dataset.spec, mapping, stats, each, transform).to(device)
     evaluator = build("eval", cfg, env=env) if env is not None else None
+    update = Update(
+        policy,
+        normalizer,
+        optimizer,
+        build("scheduler", cfg, optimizer, num_training_steps=total_steps(cfg)),
+        device,
+        ema=build("ema", cfg, policy) if cfg.use_ema else None,
+        grad_clip_norm=cfg.grad_clip_norm,
+        amp_dtype=AMP[cfg.amp_dtype] if cfg.use_amp else None,
+        compile=pick_compile(cfg.compile, device),
+        cuda_graph=False if world.size > 1 else pick_cuda_graph(cfg, device, policy, optimizer),
+        world=world,
+    )
     prompts = task_prompts(policy, evaluator, dataset.spec.tasks) if evaluator else []
-    make_agent = AgentFactory(update.normalizer, device, update.amp_dtype, prompts, update.cuda_graph)
+    make_agent = AgentFactory(normalizer, device, update.amp_dtype, prompts, update.cuda_graph)
 
     def loader(batch_size: int, seed: int) -> Loader:
         sampler = dataset.make_sampler(batch_size, seed, policy.spec.drop_n_last_frames)
         return Loader(frames, world.shard_sampler(sampler), policy.spec.window, device, cfg.num_workers)
 
-    transforms: list[BatchTransform] = []
-    if cfg.image_transforms:
-        transforms.append(on_images(build("image_transforms", cfg), dataset.spec))
+    transforms: list[BatchTransform] = [build("image_transforms", cfg)] if cfg.image_transforms else []
     task_index = 0
     if policy.spec.uses_language:
         embeddings = TaskEmbeddings(policy, dataset.spec.tasks, device, prompts)
@@ -283,9 +262,8 @@ def build_trainer(cfg: DictConfig, run: Run, world: World | None = None) -> Trai
 
     def collector(online: Online) -> Collector:
         assert env is not None
-        limit = evaluator.limit if evaluator else None
         return online.collector(
-            env, dataset.spec, run.folder, make_agent, update.eval_policy, cfg.offline.steps, task_index, limit
+            env, dataset.spec, run.folder, make_agent, update.eval_policy, cfg.offline.steps, task_index
         )
 
     return Trainer(

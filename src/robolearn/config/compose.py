@@ -8,12 +8,12 @@ sweep are composed again by Hydra, where its launcher starts them. The one modul
 import argparse
 import copy
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import hydra
 from hydra._internal.callbacks import Callbacks
@@ -34,15 +34,11 @@ from tqdm import tqdm
 
 from robolearn.config.messages import Sources, about, check_overrides, explain
 from robolearn.config.schema import drop_shadowed_nodes
-from robolearn.errors import UserError, did_you_mean, refuse_arguments
-from robolearn.system.paths import conf_dir, path_part
-from robolearn.system.streams import check_printed
+from robolearn.errors import UserError, did_you_mean
+from robolearn.system.paths import conf_dir
 
 MAX_JOBS = 10_000
 """Of a sweep: each is composed and checked before the first one starts."""
-
-LONGEST_JOB_NAME = 200
-"""Bytes; the folder of a run is called by its time, too."""
 
 BASIC_SWEEPER = f"{BasicSweeper.__module__}.{BasicSweeper.__qualname__}"
 
@@ -57,7 +53,7 @@ class Job:
     overrides: list[str]
     sources: Sources
     number: int | None = None  # in a sweep
-    is_remote: bool = False  # a launcher may start it on another machine, so this one's devices say nothing about its
+    is_remote: bool = False  # a launcher may start it on another machine, so this one's devices tell nothing
     launcher: dict[str, Any] = field(default_factory=dict)  # the keys of its file
     sweeper: str = BASIC_SWEEPER  # what chooses the jobs of a sweep
 
@@ -97,7 +93,11 @@ def parse(argv: Sequence[str], config_name: str) -> CommandLine:
         UserError: An option or folder that there is not.
     """
     parser = get_args_parser()
-    parser.error = refuse_arguments  # type: ignore[method-assign]
+
+    def refuse(message: str) -> NoReturn:
+        raise UserError(f"The command line was not understood: {message}; see --help.")
+
+    parser.error = refuse  # type: ignore[method-assign]
     args, unknown = parser.parse_known_intermixed_args(list(argv))
     if unknown:
         first = unknown[0]
@@ -115,26 +115,14 @@ def parse(argv: Sequence[str], config_name: str) -> CommandLine:
         )
     if args.config_dir and not Path(args.config_dir).is_dir():
         raise UserError(f"--config-dir {args.config_dir}: there is no such folder.", key="--config-dir")
-    modes = [mode for mode in ("run", "multirun", "cfg", "info", "shell_completion") if getattr(args, mode)]
-    if len(modes) > 1:
-        given = [f"--{mode.replace('_', '-')}" for mode in modes]
-        raise UserError(f"Give only one of {' and '.join(given)}.", key=given[0])
+    modes = [bool(args.run), bool(args.multirun), bool(args.cfg), bool(args.info), bool(args.shell_completion)]
+    if sum(modes) > 1:
+        raise UserError("Give only one of --run, --multirun, --cfg, --info and --shell-completion.")
     return CommandLine(args, args.config_name or config_name, list(args.overrides), list(argv))
 
 
-def parsed_overrides(overrides: Iterable[str]) -> list[Override]:
-    """Those that are in Hydra's grammar; the others are reported when everything is composed."""
-    parsed = []
-    for text in overrides:
-        try:
-            parsed.append(OverridesParser.create().parse_override(text))
-        except HydraException:
-            continue
-    return parsed
-
-
 def with_run_names(line: CommandLine) -> CommandLine:
-    """The same sweep with its runs named by the keys in which they differ: Hydra gets the keys they share."""
+    """The same sweep with its runs named by what tells them apart: Hydra gets the keys they share."""
     key = "hydra.job.config.override_dirname.exclude_keys"
     try:
         parsed = OverridesParser.create().parse_overrides(line.overrides)
@@ -204,8 +192,7 @@ def compose(line: CommandLine, task: str) -> list[Job]:
                 raise _misplaced_launcher(sources, own)
             jobs.append(_job(cfg, sources, own, number))
             if jobs[-1].folder in [job.folder for job in jobs[:-1]]:
-                key = overrides[0].partition("=")[0].lstrip("+~")
-                raise UserError(f"The sweep has a run twice: {' '.join(overrides)}; give every value once.", key=key)
+                raise UserError(f"The sweep has a run twice: {' '.join(overrides)}; give every value once.")
         return jobs
 
 
@@ -221,8 +208,6 @@ def run(line: CommandLine, jobs: Sequence[Job], config_name: str, function: Call
     if line.shows_only or jobs[0].number is not None:
         sys.argv[1:] = line.argv
         hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=config_name)(function)()
-        if line.shows_only:
-            check_printed()
         return
     # As Hydra's own run does, apart from composing.
     (job,) = jobs
@@ -345,8 +330,6 @@ def _job(cfg: DictConfig, sources: Sources, overrides: list[str], number: int | 
         if missing:
             raise UserError(f"{missing[0]} has no value yet; give it with {missing[0]}=VALUE.", key=missing[0])
         OmegaConf.resolve(task)
-        if "job_name" in task:
-            path_part(task.job_name, "job_name", longest=LONGEST_JOB_NAME)
         launcher: Any = OmegaConf.to_container(cfg.hydra.launcher, resolve=True)
     elsewhere = cfg.hydra.runtime.choices["hydra/launcher"] != "basic"
     return Job(task, cfg, folder, overrides, sources, number, elsewhere, launcher, str(cfg.hydra.sweeper._target_))

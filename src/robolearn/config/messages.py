@@ -159,8 +159,8 @@ def _check_choice(sources: Sources, override: Override, key: str, typed: str) ->
 
 def about(sentence: str) -> str | None:
     """The key or file that a sentence of `explain` is about; it begins with that."""
-    found = re.match(r"(--[\w-]+) |[+~]*([^\s:=,]+)(?=,| \(|[:=])", sentence)
-    return found[1] or found[2] if found else None
+    found = re.match(r"[+~]*([^\s:=,]+)(?=,| \(|[:=])", sentence)
+    return found[1] if found else None
 
 
 def explain(error: Exception, sources: Sources, overrides: list[str]) -> str | None:

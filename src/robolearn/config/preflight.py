@@ -1,7 +1,6 @@
 """See before anything is written that a run can be made of its configuration."""
 
 import json
-import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -12,7 +11,7 @@ import hydra
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from robolearn.config.build import build, build_dataset, build_policy, plain, pretrained_from, total_steps
+from robolearn.config.build import build, build_dataset, build_policy, plain, start_of, total_steps
 from robolearn.config.compose import Job
 from robolearn.config.devices import pick_device
 from robolearn.config.memory_check import check_memory
@@ -29,6 +28,9 @@ from robolearn.policies.base import Policy
 from robolearn.rollouts.task_prompts import TaskEmbeddings, task_prompts
 from robolearn.runs.run import Run, flatten
 from robolearn.training.optim import build_param_groups
+
+LONGEST_NAME = 200
+"""Characters of a path that no file system refuses."""
 
 LARGEST_RATE = 1e6
 """Of what an optimizer takes: learning rates, decays, momenta."""
@@ -80,7 +82,10 @@ def _refused_path(cfg: DictConfig, error: OSError) -> UserError:
     """What the system says of a path, with the key that it comes from."""
     path = str(error.filename)
     keys = [key for key, value in flatten(plain(cfg)).items() if isinstance(value, str) and value and value in path]
-    key = min(keys, key=lambda key: -len(str(OmegaConf.select(cfg, key)))) if keys else path[:80]
+    values = {key: str(OmegaConf.select(cfg, key)) for key in keys}
+    # Of those that could be to blame the innermost: job_name rather than the output_dir that holds it.
+    long = {key: value for key, value in values.items() if len(value) > LONGEST_NAME} or values
+    key = min(long, key=lambda key: len(long[key])) if long else path[:80]
     return UserError(f"{key}: {path[:80]} can't be used: {error.strerror}", key=key, fix="give another path")
 
 
@@ -121,7 +126,7 @@ def check_values(job: Job, schema: type) -> None:
     """Compare a job's root keys with their schema, and its nodes with the signatures of what they name.
 
     Raises:
-        UserError: They differ; the message has the first difference and the keys of the others.
+        UserError: They differ; the message tells the first difference and the keys of the others.
     """
 
     def origin(key: str) -> str | None:
@@ -137,7 +142,6 @@ def check_folder(run: Run, resume: str) -> None:
         UserError: The folder holds what it may not, or not what it must.
     """
     folder = run.folder
-    _check_writable(folder)
     if run.exists:
         if resume == "never":
             raise UserError(f"resume=never: {folder} holds a run already; give another output_dir.", key="resume")
@@ -156,16 +160,6 @@ def check_folder(run: Run, resume: str) -> None:
     if foreign:
         raise UserError(
             f"output_dir={folder} holds other files ({foreign[0]}) and no run; give a folder of its own.",
-            key="output_dir",
-        )
-
-
-def _check_writable(folder: Path) -> None:
-    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    if not os.access(there, os.W_OK | os.X_OK):
-        raise UserError(
-            f"output_dir={folder} can't be made, because {there} can't be written; give another folder, or change its "
-            "permissions.",
             key="output_dir",
         )
 
@@ -258,7 +252,7 @@ def _check_rewards(cfg: DictConfig, policy: Policy, dataset: FrameDataset) -> No
     if (policy.spec.needs_reward or policy.spec.window.reward) and not dataset.has_rewards:
         raise UserError(
             f"policy._target_={cfg.policy._target_} learns from rewards, but {dataset.name} has no next.reward",
-            key="dataset",
+            key="policy._target_",
             fix="choose another dataset, or collect one",
         )
 
@@ -267,8 +261,8 @@ def _check_pretrained(cfg: DictConfig, policy: Policy) -> None:
     """See that the weights a fresh run starts from are there and fit."""
     with warnings.catch_warnings(), torch.device("meta"):
         warnings.simplefilter("ignore")  # torch warns that weights without memory take no values
-        if pretrained := pretrained_from(cfg):
-            pretrained.check(policy)
+        if start := start_of(cfg):
+            start.check(policy)
         else:
             policy.load_pretrained()
 

@@ -10,14 +10,14 @@ from typing import Any
 
 import yaml
 from hydra.core.config_store import ConfigStore
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
 from robolearn.checkpoints import locate
 from robolearn.checkpoints.lerobot.registry import get_interop
-from robolearn.config.compose import CommandLine, parsed_overrides
-from robolearn.config.trust import Trust
+from robolearn.config.compose import CommandLine
 from robolearn.errors import UserError
 from robolearn.system.paths import conf_dir
 
@@ -33,7 +33,7 @@ def register_from_command_line(line: CommandLine) -> CommandLine:
     Raises:
         UserError: The checkpoint is not there or not supported, or another policy is chosen beside it.
     """
-    typed = {override.key_or_group: override for override in parsed_overrides(line.overrides)}
+    typed = {override.key_or_group: override for override in _parsed(line.overrides)}
     path, choice = typed.get(KEY), typed.get("policy")
     if path is not None and choice is None:
         line = _added(line)
@@ -47,28 +47,23 @@ def register_from_command_line(line: CommandLine) -> CommandLine:
             raise UserError(
                 f"{path.input_line}: one checkpoint at a time, because it decides what the keys are.", key=KEY
             )
-        register(str(path.value() or ""), Trust.of(line))
+        register(str(path.value() or ""))
     elif found := _of_experiment(line, typed.get("experiment")):
-        register(found, Trust.of(line))
+        register(found)
     elif choice is not None and choice.value() == "pretrained":
         raise UserError(f"{KEY}: it is missing; write {KEY}=FOLDER_OR_HUB_ID.", key=KEY)
     return line
 
 
-def register(path: str, trust: Trust) -> None:
+def register(path: str) -> None:
     """Make what a checkpoint says an option of the groups policy, optimizer and scheduler.
 
-    Args:
-        path: A run's folder, one of its checkpoints, a folder of LeRobot's, or a hub id.
-        trust: What it may build.
-
     Raises:
-        UserError: It is not there, not supported, or not trusted.
+        UserError: It is not there or not supported.
     """
     if not path:
         raise UserError(f"{KEY}: it is missing; write {KEY}=FOLDER_OR_HUB_ID.", key=KEY)
-    folder = locate.locate(KEY, path)
-    found = trust.admit(locate.config_file(folder), locate.checkpoint_config(folder))
+    found = locate.checkpoint_config(locate.locate(KEY, path))
     kind = found.pop("kind", None)
     bases = (get_interop(kind).optimizer, get_interop(kind).scheduler) if kind else (None, None)
     defaults: list[Any] = [kind] if kind else []
@@ -88,6 +83,16 @@ def _store(group: str, defaults: list[Any], content: dict[str, Any], name: str =
     node = {"defaults": [d for d in defaults if isinstance(d, str)], **content}
     node["defaults"] += ["_self_", *(d for d in defaults if not isinstance(d, str))]
     ConfigStore.instance().store(group=group, name=name, node=node, package="_global_", provider="checkpoint")
+
+
+def _parsed(overrides: list[str]) -> list[Override]:
+    parsed = []
+    for text in overrides:
+        try:
+            parsed.append(OverridesParser.create().parse_override(text))
+        except HydraException:  # reported when everything is composed
+            continue
+    return parsed
 
 
 def _added(line: CommandLine) -> CommandLine:

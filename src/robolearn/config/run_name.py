@@ -12,7 +12,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 LONGEST = 80
 """Characters of a name, without its hash."""
 
-NO_PART = ("resume", "trust_checkpoint")
+NO_PART = ("resume",)
 """Keys that say how a run is started, not which one it is."""
 
 

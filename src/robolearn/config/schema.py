@@ -57,7 +57,6 @@ class TrainConfig:
     job_name: str = MISSING
     output_dir: str = MISSING
     resume: Annotated[str, Literal["auto", "must", "never"]] = MISSING
-    trust_checkpoint: bool = MISSING
     batch_size: Annotated[int, Interval(ge=1, le=1_000_000)] = MISSING
     num_workers: Annotated[int, Interval(ge=0, le=1_000)] = MISSING
     grad_clip_norm: PositiveFloat | None = MISSING
@@ -92,7 +91,6 @@ class EvaluateConfig:
 
     checkpoint: str = MISSING
     download: bool = MISSING
-    trust_checkpoint: bool = MISSING
     tokenizer: str | None = MISSING
     output_dir: str = MISSING
     job_name: str = MISSING
@@ -118,7 +116,6 @@ class CollectConfig:
     workers: Depth | None = MISSING
     keep_failures: bool = MISSING
     patience: Positive = MISSING
-    timeout: PositiveFloat = MISSING
     instruction: str | None = MISSING
     action_noise: Weight = MISSING
     action_label: Annotated[str, Literal["clean", "executed"]] = MISSING
@@ -126,7 +123,6 @@ class CollectConfig:
     video_codec: str = MISSING
     video_crf: Annotated[int, Interval(ge=0, le=63)] = MISSING
     policy: Any = MISSING
-    trust_checkpoint: bool = MISSING
     device: str | None = MISSING
     env: Any = MISSING
     demonstrator: Any = MISSING

@@ -8,6 +8,7 @@ import functools
 import inspect
 import json
 import logging
+import sys
 import types
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,7 +17,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from omegaconf import DictConfig, OmegaConf
 
 from robolearn.config.schema import CONFIG_GROUPS, CONFIG_ONLY_KEYS, RUNTIME_ARGS
-from robolearn.config.targets import missing_part
 from robolearn.errors import UserError, did_you_mean, one_line
 
 if TYPE_CHECKING:
@@ -145,7 +145,7 @@ def _check_node(key: str, node: dict[str, Any], origin: Origin) -> list[UserErro
 
 
 def find_target(key: str, target: Any, origin: Origin = _unknown) -> Callable[..., Any]:
-    """What a ``_target_`` names, imported where it is there.
+    """What a ``_target_`` names.
 
     Args:
         key: For the message.
@@ -161,18 +161,18 @@ def find_target(key: str, target: Any, origin: Origin = _unknown) -> Callable[..
         raise UserError(f"{_place(key, origin)} takes the dotted name of a class or function, not {target!r}.", key=key)
     logging.getLogger("hydra.utils").setLevel(logging.CRITICAL)  # it would log the error below as well
     place = _given(key, target, origin)
-    fix = "give a dotted name of a class or function that Python finds (set PYTHONPATH to the folder of a module of "
-    fix += "your own)"
-    if reason := missing_part(str(target)):
-        raise UserError(f"{place} cannot be imported: {reason}", key=key, fix=fix)
     try:
         found = get_object(target)
     except Exception as error:  # importing a user's module may raise anything, and all of it means the same here
         cause: BaseException = error
         while cause.__cause__ is not None:
             cause = cause.__cause__
-        reason = missing_part(str(target)) or one_line(cause)
-        raise UserError(f"{place} cannot be imported: {reason}", key=key, fix=fix) from error
+        raise UserError(
+            f"{place} cannot be imported: {_misspelt(target) or one_line(cause)}",
+            key=key,
+            fix="give a dotted name of a class or function that Python finds (set PYTHONPATH to the folder of a module "
+            "of your own)",
+        ) from error
     if not callable(found):
         raise UserError(f"{place} is neither a class nor a function.", key=key)
     return found
@@ -181,6 +181,15 @@ def find_target(key: str, target: Any, origin: Origin = _unknown) -> Callable[..
 def _given(key: str, value: Any, origin: Origin) -> str:
     source = origin(key)
     return f"{key}={_yaml(value)} ({source})" if source else f"{key}={_yaml(value)}"
+
+
+def _misspelt(target: str) -> str | None:
+    """What a module that was found has in place of a name that it lacks."""
+    module, _, name = target.rpartition(".")
+    found = sys.modules.get(module)
+    if found is None or hasattr(found, name):
+        return None
+    return f"{module} has no '{name}'{did_you_mean(name, vars(found))}"
 
 
 def check_value(

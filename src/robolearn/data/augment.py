@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 from torchvision.transforms import v2
 
-from robolearn.data.batch_stream import BatchTransform
 from robolearn.errors import UserError, did_you_mean, one_line
 from robolearn.types import Batch, NonNegative, Spec
 
@@ -23,7 +22,9 @@ class SharpnessJitter:
         else:
             low, high = sharpness
         if not 0 <= low <= high:
-            raise ValueError(f"sharpness [{low}, {high}] should be a range from 0 upwards")
+            raise UserError(
+                f"image_transforms: sharpness [{low}, {high}] should be a range from 0 upwards.", key="image_transforms"
+            )
         self.low, self.high = float(low), float(high)
 
     def __call__(self, image: Tensor) -> Tensor:
@@ -41,7 +42,7 @@ KEYS = ("weight", "type", "kwargs", "transform")
 
 
 class ImageTransforms:
-    """For every sample and camera, draw some of the named transforms and apply them to its images.
+    """For every sample and camera, draw some of the named transforms and apply them to its uint8 images.
 
     The frames of one window change alike, so that what moves between them is the robot and not the light. Draws come
     from torch's default generator of the CPU, whose state a checkpoint holds, and nothing waits for the device as long
@@ -76,11 +77,11 @@ class ImageTransforms:
         self.count = min(max_num_transforms, len(self.transforms))
         self.exact, self.random_order, self.per_sample = exact, random_order, per_sample
 
-    def __call__(self, images: Batch) -> Batch:
-        """Change images, uint8 (B, T, C, H, W) by camera."""
+    def __call__(self, batch: Batch) -> Batch:
+        """Change every uint8 entry of key ``observation.*`` with shape (B, T, C, H, W); other entries stay."""
         if not self.count:
-            return images
-        return {key: self._apply(value) for key, value in images.items()}
+            return batch
+        return {key: self._apply(value) if _is_image(key, value) else value for key, value in batch.items()}
 
     def check(self, spec: Spec) -> None:
         """See that every transform keeps the images of every camera what they are.
@@ -120,14 +121,8 @@ class ImageTransforms:
         return images
 
 
-def on_images(transform: BatchTransform, spec: Spec) -> BatchTransform:
-    """A transform of images as one of batches, whose other entries stay as they are."""
-    cameras = spec.of_kind("VISUAL")
-
-    def apply(batch: Batch) -> Batch:
-        return batch | transform({key: value for key, value in batch.items() if key in cameras})
-
-    return apply
+def _is_image(key: str, value: Tensor) -> bool:
+    return key.startswith("observation.") and value.dtype == torch.uint8 and value.ndim == 5
 
 
 def _build(
@@ -142,31 +137,26 @@ def _build(
     if others:
         other = next(iter(others))
         raise UserError(
-            f"{key_path}.{other}: there is weight, type, kwargs and transform{did_you_mean(other, KEYS)}.",
-            key=f"{key_path}.{other}",
+            f"{key_path}.{other}: there is weight, type, kwargs and transform{did_you_mean(other, KEYS)}.", key=key_path
         )
     if not (isinstance(weight, int | float) and 0 <= weight < float("inf")):
-        raise UserError(
-            f"{key_path}.weight={weight} must be a finite number that is not negative.", key=f"{key_path}.weight"
-        )
+        raise UserError(f"{key_path}.weight={weight} must be a finite number that is not negative.", key=key_path)
     if transform is not None:
         if type is not None or kwargs:
-            raise UserError(
-                f"{key_path} has a transform and a type or kwargs: give one of them.", key=f"{key_path}.transform"
-            )
+            raise UserError(f"{key_path} has a transform and a type or kwargs: give one of them.", key=key_path)
         if not callable(transform):
             raise UserError(
                 f"{key_path}.transform must have a _target_, such as torchvision.transforms.v2.GaussianBlur.",
-                key=f"{key_path}.transform",
+                key=key_path,
             )
         return transform
     if type not in TYPES:
         raise UserError(
             f"{key_path}.type is {type!r}, but {', '.join(TYPES)} are known{did_you_mean(str(type), TYPES)}; any other "
             f"goes under {key_path}.transform with its _target_.",
-            key=f"{key_path}.type",
+            key=key_path,
         )
     try:
         return TYPES[type](**(kwargs or {}))
     except (TypeError, ValueError) as error:
-        raise UserError(f"{key_path}.kwargs do not fit {type}: {one_line(error)}.", key=f"{key_path}.kwargs") from error
+        raise UserError(f"{key_path}.kwargs do not fit {type}: {str(error).rstrip('.')}.", key=key_path) from None

@@ -20,7 +20,6 @@ from robolearn.data.window import WindowGather
 from robolearn.episodes import Episode
 from robolearn.errors import UserError, one_line
 from robolearn.system.files import disk_full_as_user_error, write_bytes
-from robolearn.system.paths import path_part
 from robolearn.types import Batch, Feature, Spec, Window
 
 
@@ -225,7 +224,7 @@ class ReplayBuffer(FrameSource):
             return torch.zeros((self.capacity, *shape), dtype=dtype, device=home)
         size = _bytes(self.capacity, dtype, shape)
         # A working copy, created at each start and without holes, so that a full disk is reported now.
-        file = self.folder / path_part(f"ring.{key}", "the feature", key=key)
+        file = self.folder / f"ring.{key}"
         with disk_full_as_user_error(file):
             file.unlink(missing_ok=True)
             with file.open("wb") as new:

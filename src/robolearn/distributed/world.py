@@ -137,23 +137,23 @@ class World:
         """The mean over all processes."""
         return rng.all_reduce_mean(value)
 
-    def all_reduce_max(self, value: int) -> int:
-        """The largest value of all processes."""
+    def all_reduce_max(self, number: int) -> int:
+        """The largest number of all processes."""
         if self.size == 1:
-            return value
-        held = torch.tensor(value)
+            return number
+        held = torch.tensor(number)
         dist.all_reduce(held, dist.ReduceOp.MAX, group=self._control)
         return int(held)
 
-    def poll_max(self, value: int) -> int:
-        """The largest value that any process passed one call ago; in a group of one, the value passed now.
+    def poll_max(self, number: int) -> int:
+        """The largest number that any process passed one call ago; in a group of one, the number passed now.
 
         The reduction runs while the processes work, so that a call at every step waits for none of them.
         """
         if self.size == 1:
-            return value
+            return number
         answer = self._answer()
-        held = torch.tensor(value)
+        held = torch.tensor(number)
         self._asked = dist.all_reduce(held, dist.ReduceOp.MAX, group=self._control, async_op=True), held
         return answer
 

@@ -3,15 +3,14 @@
 import dataclasses
 import functools
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import gymnasium as gym
 from gymnasium import spaces
 
 from robolearn.envs.dependencies import display_error_message, import_package, is_display_error, missing
-from robolearn.envs.time_limit import TimeLimit
-from robolearn.envs.vector import VectorEnv, make_vector_env, never
+from robolearn.envs.vector import VectorEnv, make_vector_env
 from robolearn.envs.wrappers import FlattenToDatasetKeys, FreezeAfterEpisodeEnd, SuccessWrapper
 from robolearn.errors import UserError, closest_match, describe_exception
 from robolearn.system.workers import limit_threads
@@ -115,13 +114,7 @@ class EnvFactory:
             env.close()
         return Spec(observation, Feature("ACTION", tuple(action.shape)), self.fps, self.render_settings)
 
-    def make_vec(
-        self,
-        num_envs: int,
-        use_async: bool = False,
-        limit: TimeLimit | None = None,
-        stop: Callable[[], bool] = never,
-    ) -> VectorEnv:
+    def make_vec(self, num_envs: int, use_async: bool = False) -> VectorEnv:
         """A vector of simulators; seed every reset, close it after use.
 
         Observations: images uint8 (N, C, H, W), all else float32 (N, ...). An environment whose episode has ended
@@ -130,14 +123,13 @@ class EnvFactory:
         Args:
             num_envs: N.
             use_async: Give each simulator a process of its own.
-            limit: How long a step or a reset of all of them may take.
-            stop: Asked while one is waited for; True leaves it.
 
         Raises:
             UserError: The simulator can't be opened.
         """
-        preload = self.preload_modules() if use_async else ()
-        return make_vector_env([self.env_fn()] * num_envs, use_async, preload, self.id, limit, stop)
+        return make_vector_env(
+            [self.env_fn()] * num_envs, use_async, preload=self.preload_modules() if use_async else ()
+        )
 
     def describe(self) -> dict[str, Any]:
         """Plain values for records."""
@@ -202,7 +194,7 @@ def open_simulator(
         raise UserError(missing(error, package), key="env.package") from error
     except UserError:
         raise
-    except (Exception, SystemExit) as error:  # the environment's own constructor may raise anything
+    except Exception as error:  # the environment's own constructor may raise anything
         if is_display_error(error):
             raise UserError(display_error_message(error), key="MUJOCO_GL") from error
         reason = describe_exception(error)

@@ -1,10 +1,9 @@
-"""Simulators side by side: in one thread beside the caller's, or in a process each."""
+"""Vector environments that are never reset by themselves, in this process or in worker processes.
 
-import atexit
-import select
-import weakref
+Imports no torch, so that the worker processes start fast and stay small.
+"""
+
 from collections.abc import Callable, Iterable, Sequence
-from functools import partial
 from typing import Any
 
 import gymnasium as gym
@@ -12,84 +11,21 @@ import numpy as np
 from gymnasium import vector
 from gymnasium.vector.async_vector_env import _async_worker
 
-from robolearn.envs.time_limit import POLL_S, CallThread, TimeLimit, Wait
 from robolearn.errors import UserError
 from robolearn.system.workers import init_worker_process, light_start_method
 
-Stop = Callable[[], bool]
-
-
-def never() -> bool:
-    """Never stop."""
-    return False
-
 
 class SyncVectorEnv(vector.SyncVectorEnv):
-    """Environments in this process, stepped one after the other.
+    """Environments in this process, stepped one after the other."""
 
-    Args:
-        env_fns: Open the environments.
-        name: Of the simulator, for messages.
-        limit: How long a call may take.
-        stop: Whether a call should be left before.
-    """
-
-    def __init__(
-        self,
-        env_fns: Sequence[Callable[[], gym.Env]],
-        name: str = "",
-        limit: TimeLimit | None = None,
-        stop: Stop = never,
-    ) -> None:
-        self._call = CallThread(name, limit or TimeLimit(), stop)
-        opening = partial(super().__init__, env_fns, autoreset_mode=vector.AutoresetMode.DISABLED)
-        try:
-            self._call(opening, lambda: "opening")
-        except BaseException:
-            self._call.close()
-            raise
-        self._at_exit = partial(_close_left_open, weakref.ref(self))
-
-    def reset(self, *, seed: Any = None, options: dict[str, Any] | None = None) -> tuple[Any, dict]:
-        """Reset all environments."""
-        try:
-            return self._call(partial(super().reset, seed=seed, options=options), self._doing)
-        finally:
-            self._close_first()
+    def __init__(self, env_fns: Sequence[Callable[[], gym.Env]]) -> None:
+        super().__init__(env_fns, autoreset_mode=vector.AutoresetMode.DISABLED)
 
     def step(self, actions: Any) -> tuple[Any, np.ndarray, np.ndarray, np.ndarray, dict]:
         """Step all environments."""
         # gymnasium asserts that no finished environment is stepped; ours are frozen then.
         self._autoreset_envs[:] = False
-        return self._call(partial(super().step, actions), self._doing)
-
-    def call(self, name: str, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
-        """Call a method of all environments."""
-        try:
-            return self._call(partial(super().call, name, *args, **kwargs), self._doing)
-        finally:
-            self._close_first()
-
-    def close_extras(self, **kwargs: Any) -> None:
-        """Close the environments, unless one is stuck."""
-        atexit.unregister(self._at_exit)
-        if not self._call.is_stuck:
-            self._call(partial(super().close_extras, **kwargs), lambda: "closing")
-        self._call.close()
-
-    def _close_first(self) -> None:
-        """At the end of the process be closed by the thread that has the OpenGL contexts, before others free them."""
-        atexit.unregister(self._at_exit)
-        atexit.register(self._at_exit)
-
-    def _doing(self) -> str:
-        doing = (getattr(env, "doing", None) for env in self.envs)
-        return next((words for words in doing if words), "a call")
-
-
-def _close_left_open(reference: weakref.ref[SyncVectorEnv]) -> None:
-    if (env := reference()) is not None:
-        env.close()
+        return super().step(actions)
 
 
 class AsyncVectorEnv(vector.AsyncVectorEnv):
@@ -98,68 +34,11 @@ class AsyncVectorEnv(vector.AsyncVectorEnv):
     Args:
         env_fns: Open the environments.
         preload: Modules that the workers' fork server imports once.
-        name: Of the simulator, for messages.
-        limit: How long a call may take.
-        stop: Whether a call should be left before.
     """
 
-    def __init__(
-        self,
-        env_fns: Sequence[Callable[[], gym.Env]],
-        preload: Sequence[str] = (),
-        name: str = "",
-        limit: TimeLimit | None = None,
-        stop: Stop = never,
-    ) -> None:
-        self._name, self._limit, self._stop = name, limit or TimeLimit(), stop
-        self._seeds: Sequence[int | None] = []
-        self._steps = 0
+    def __init__(self, env_fns: Sequence[Callable[[], gym.Env]], preload: Sequence[str] = ()) -> None:
         context = light_start_method([__name__, *preload])
         super().__init__(env_fns, context=context, worker=_worker, autoreset_mode=vector.AutoresetMode.DISABLED)
-
-    def reset(self, *, seed: Any = None, options: dict[str, Any] | None = None) -> tuple[Any, dict]:
-        """Reset all environments."""
-        self._seeds, self._steps = (seed if isinstance(seed, list) else [seed] * self.num_envs), 0
-        self.reset_async(seed, options)
-        self._wait("reset")
-        return self.reset_wait()
-
-    def step(self, actions: Any) -> tuple[Any, np.ndarray, np.ndarray, np.ndarray, dict]:
-        """Step all environments."""
-        self._steps += 1
-        self.step_async(actions)
-        self._wait(f"step {self._steps}")
-        return self.step_wait()
-
-    def call(self, name: str, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
-        """Call a method of all environments."""
-        self.call_async(name, *args, **kwargs)
-        self._wait("render" if name == "frame" else name)
-        return self.call_wait()
-
-    def _check_spaces(self) -> None:
-        # The first answer of a worker, which comes when it has opened its environment.
-        self.call_async("idle")
-        self._wait("opening")
-        self.call_wait()
-        super()._check_spaces()
-
-    def _wait(self, what: str) -> None:
-        """Wait until every worker has answered."""
-        poller, waiting = select.poll(), {pipe.fileno(): index for index, pipe in enumerate(self.parent_pipes)}
-        for descriptor in waiting:
-            poller.register(descriptor, select.POLLIN)
-        wait = Wait(self._limit, self._stop)
-        while waiting:
-            answered = poller.poll(POLL_S * 1000)
-            for descriptor, _ in answered:
-                poller.unregister(descriptor)
-                del waiting[descriptor]
-            if not answered:
-                wait.check(self._name, lambda: self._doing(what, min(waiting.values())))
-
-    def _doing(self, what: str, index: int) -> str:
-        return f"{what} of the episode with seed {self._seeds[index]}" if self._seeds else what
 
     def _raise_if_errors(self, successes: Iterable[bool]) -> None:
         try:
@@ -182,31 +61,21 @@ class AsyncVectorEnv(vector.AsyncVectorEnv):
 VectorEnv = SyncVectorEnv | AsyncVectorEnv
 
 
-def make_vector_env(
-    env_fns: Sequence[Callable[[], gym.Env]],
-    use_async: bool,
-    preload: Sequence[str],
-    name: str,
-    limit: TimeLimit | None = None,
-    stop: Stop = never,
-) -> VectorEnv:
+def make_vector_env(env_fns: Sequence[Callable[[], gym.Env]], use_async: bool, preload: Sequence[str]) -> VectorEnv:
     """A vector environment.
 
     Args:
         env_fns: Open the environments.
         use_async: Give each environment a process of its own.
         preload: Modules that these processes import once.
-        name: Of the simulator, for messages.
-        limit: How long a call may take.
-        stop: Whether a call should be left before.
 
     Raises:
         UserError: An environment can't be opened, or its process died.
     """
     if not use_async:
-        return SyncVectorEnv(env_fns, name, limit, stop)
+        return SyncVectorEnv(env_fns)
     try:
-        return AsyncVectorEnv(env_fns, preload, name, limit, stop)
+        return AsyncVectorEnv(env_fns, preload)
     except (EOFError, ConnectionError) as error:
         raise UserError(
             "A simulator's process ended while it started (its own message is above; too little memory, or a script "

@@ -131,14 +131,12 @@ class FreezeAfterEpisodeEnd(gym.Wrapper):
     Attributes:
         idle: Set before a reset: this environment runs no episode.
         recording: Whether `frame` renders.
-        doing: The call that the simulator is in, in words; None between calls.
     """
 
     def __init__(self, env: gym.Env, name: str) -> None:
         super().__init__(env)
         self.idle = False
         self.recording = False
-        self.doing: str | None = None
         self._name = name
         self._seed: int | None = None
         self._steps = 0
@@ -174,20 +172,19 @@ class FreezeAfterEpisodeEnd(gym.Wrapper):
         return self._guarded("render", self.env.render)
 
     def _guarded(self, what: str, call: Callable[[], Any]) -> Any:
-        where = f"{what} {self._steps}" if what == "step" else what
-        self.doing = f"{where} of the episode with seed {self._seed}"
         try:
             return call()
         except UserError:
             raise
-        except (Exception, SystemExit) as error:
+        except Exception as error:
             # The one broad except: the simulator is not our code, and in a worker process its exception may not
             # even be picklable. The cause stays chained, the source line is named.
             log.debug("The simulator failed", exc_info=True)
+            where = f"in {what} {self._steps}" if what == "step" else f"in {what}"
             reason = describe_exception(error)
-            raise UserError(f"The simulator {self._name} failed in {self.doing}: {reason}.", key="env") from error
-        finally:
-            self.doing = None
+            raise UserError(
+                f"The simulator {self._name} failed {where} of the episode with seed {self._seed}: {reason}.", key="env"
+            ) from error
 
 
 def _leaves(value: Any, space: spaces.Space, prefix: str = "") -> Iterator[tuple[str, Any]]:

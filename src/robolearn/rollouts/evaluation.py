@@ -1,6 +1,5 @@
 """How well an agent does in a simulator."""
 
-import logging
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -13,19 +12,35 @@ import numpy as np
 from tqdm import tqdm
 
 from robolearn.envs.factory import EnvFactory
-from robolearn.envs.time_limit import TimeLimit
-from robolearn.episodes import Actor, Episode, EvalResult, FrameSink
+from robolearn.episodes import Actor, Episode, FrameSink
 from robolearn.errors import UserError
 from robolearn.rng import isolated_rng
 from robolearn.rollouts.rollout import rollout
 from robolearn.rollouts.video_recorder import grid, mp4, shrink
-from robolearn.system.json_files import write_json
-from robolearn.types import Depth, NonNegative, Positive, PositiveFloat, Seed
-
-log = logging.getLogger(__name__)
+from robolearn.system.files import write_json
+from robolearn.types import Depth, NonNegative, Positive, Seed
 
 TILE = 192
 """Pixels a side that an episode may take in the grid's video."""
+
+
+@dataclass(frozen=True)
+class EvalResult:
+    """The result of an evaluation.
+
+    Attributes:
+        scalars: ``success_rate`` in [0, 1] with its 95 % Wilson interval ``success_low`` and ``success_high`` (all
+            three left out where the simulator knows no success), ``avg_sum_reward``, ``avg_max_reward``,
+            ``avg_length`` in steps, ``seconds_per_episode``.
+        episodes: One dict an episode, as in eval.json.
+        video: The grid of recorded episodes (T, H, W, 3) uint8, a tile at most 192 pixels a side; None without any.
+        fps: Of the video.
+    """
+
+    scalars: dict[str, float]
+    episodes: list[dict[str, Any]]
+    video: np.ndarray | None
+    fps: float
 
 
 class Evaluator:
@@ -41,7 +56,6 @@ class Evaluator:
         seed: Of the first episode; also of Python's, numpy's and torch's generators during the evaluation.
         n_videos: How many episodes, the first ones, become MP4s.
         task: The instruction of a policy that uses language; None: see `select_task`.
-        timeout: Seconds that a step or a reset of the simulators may take, also of those of an online phase.
 
     Raises:
         UserError: More simulators than episodes, or videos are asked of an environment that renders none.
@@ -67,7 +81,6 @@ class Evaluator:
         seed: Seed = 100_000,
         n_videos: NonNegative = 4,
         task: str | None = None,
-        timeout: PositiveFloat = 300.0,
     ) -> None:
         if batch_size > n_episodes:
             raise UserError(
@@ -83,7 +96,6 @@ class Evaluator:
             )
         self.env, self.n_episodes, self.batch_size = env, n_episodes, batch_size
         self.task = task
-        self.limit = TimeLimit(timeout)
         self.use_async_envs, self.seed, self.n_videos = use_async_envs, seed, min(n_videos, n_episodes)
 
     def __call__(self, agent: Actor, folder: Path, stop: Callable[[], bool] = lambda: False) -> EvalResult:
@@ -108,8 +120,6 @@ class Evaluator:
                     episodes = self._episodes(agent, recorder, stop)
                 seconds = time.perf_counter() - start
                 video = recorder.grid()
-            if wrong := next((episode.unusable_reward for episode in episodes if episode.unusable_reward), None):
-                log.warning("The simulator %s gave %s; figures of its rewards are left out.", self.env.id, wrong)
             scalars = summary(episodes) | {"seconds_per_episode": seconds / len(episodes)}
             result = EvalResult(scalars, _rows(episodes, recorder.names), video, self.env.fps)
             write_json(folder / "eval.json", self._record(result, getattr(agent, "tasks", ())))
@@ -123,7 +133,7 @@ class Evaluator:
 
     def _episodes(self, agent: Actor, recorder: "VideoRecorder", stop: Callable[[], bool]) -> list[Episode]:
         episodes: list[Episode] = []
-        env = self.env.make_vec(self.batch_size, self.use_async_envs, self.limit, stop)
+        env = self.env.make_vec(self.batch_size, self.use_async_envs)
         try:
             with _EvalProgress(self.n_episodes) as bar:
                 for first in range(0, self.n_episodes, self.batch_size):
@@ -243,7 +253,7 @@ def wilson_interval(successes: int, n: int, confidence: float = 0.95) -> tuple[f
 def _rows(episodes: Sequence[Episode], videos: Sequence[str]) -> list[dict[str, Any]]:
     return [
         {
-            "episode": index,
+            "episode": number,
             "seed": episode.seed,
             "success": episode.success,
             "sum_reward": float(episode.rewards.sum()),
@@ -251,7 +261,7 @@ def _rows(episodes: Sequence[Episode], videos: Sequence[str]) -> list[dict[str, 
             "length": len(episode),
             "terminated": episode.terminated,
             "truncated": episode.truncated,
-            "video": videos[index] if index < len(videos) else None,
+            "video": videos[number] if number < len(videos) else None,
         }
-        for index, episode in enumerate(episodes)
+        for number, episode in enumerate(episodes)
     ]

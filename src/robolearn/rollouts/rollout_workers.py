@@ -7,14 +7,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from robolearn.agent import Agent, AgentFactory
 from robolearn.envs.factory import EnvFactory
-from robolearn.envs.time_limit import TimeLimit
 from robolearn.envs.vector import VectorEnv
 from robolearn.episodes import Episode, RolloutInterrupted
 from robolearn.policies.base import Policy
@@ -46,17 +45,15 @@ class VectorEnvFactory:
         env: The simulator.
         batch_size: Number of environments side by side.
         use_async_envs: Give each environment a process of its own.
-        limit: How long a step or a reset of them may take.
     """
 
     env: EnvFactory
     batch_size: int
     use_async_envs: bool
-    limit: TimeLimit = field(default_factory=TimeLimit)
 
-    def open(self, stop: Callable[[], bool]) -> VectorEnv:
-        """A vector environment, which is left where `stop` says so."""
-        return self.env.make_vec(self.batch_size, self.use_async_envs, self.limit, stop)
+    def open(self) -> VectorEnv:
+        """A vector environment."""
+        return self.env.make_vec(self.batch_size, self.use_async_envs)
 
     def run(self, vector: VectorEnv, agent: Agent, seeds: Sequence[int], stop: Callable[[], bool]) -> list[Episode]:
         """An episode for each seed; they depend on the weights, the seeds and `batch_size` alone."""
@@ -120,7 +117,7 @@ class SyncRolloutWorker(RolloutWorker):
             RolloutInterrupted: `stop` said so.
             UserError: A simulator failed.
         """
-        self._vector = self._vector or self.factory.open(stop)
+        self._vector = self._vector or self.factory.open()
         start = time.perf_counter()
         episodes = self.factory.run(self._vector, agent, seeds, stop)
         self._result = RolloutResult(episodes, step, time.perf_counter() - start)
@@ -172,7 +169,7 @@ class RolloutTask:
         device, policy = self.make_agent.device, self.policy.to(self.make_agent.device)
         self.make_agent.normalizer.to(device)
         agent = self.make_agent(policy, explore=True)
-        vector = self.factory.open(stop)
+        vector = self.factory.open()
 
         def run(request: RolloutRequest) -> RolloutResult:
             weights = torch.load(io.BytesIO(request.weights), map_location=device, weights_only=True)

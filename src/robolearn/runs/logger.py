@@ -1,8 +1,9 @@
 """Metrics of a run: to TensorBoard or Weights & Biases, and the same scalars as lines of JSON."""
 
 import io
+import json
+import math
 import os
-import re
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -11,11 +12,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from robolearn.errors import printable
-from robolearn.runs.run_files import METRICS, metric_lines, read_metrics
 from robolearn.runs.wandb_logger import WandbLogger
-from robolearn.system.files import set_aside, write_text
-from robolearn.system.json_files import to_json
+from robolearn.system.files import write_text
 
 MAX_FRAMES, MAX_WIDTH = 100, 480
 HPARAMS = ".hparams"  # suffix of the event file with hyperparameters
@@ -33,7 +31,7 @@ class Logger:
     def __init__(
         self, folder: Path, tensorboard: bool = True, wandb: Callable[[Path], WandbLogger] | None = None
     ) -> None:
-        self.metrics = folder / METRICS
+        self.metrics = folder / "metrics.jsonl"
         self.events = folder / "tensorboard"
         self.tensorboard = tensorboard
         self.wandb = wandb(folder) if wandb else None
@@ -49,12 +47,10 @@ class Logger:
         Returns:
             This step's scalars where they were written completely; otherwise None, and they are to be written again.
         """
-        if self.metrics.is_dir():
-            set_aside(self.metrics)
-        lines = metric_lines(read_metrics(self.metrics.parent), self.metrics)
-        kept = [line for line in lines if line["step"] <= step]
+        lines = [_parsed(line) for line in self.metrics.read_text().splitlines()] if self.metrics.exists() else []
+        kept = [line for line in lines if line and line["step"] <= step]
         if self.metrics.exists():
-            write_text(self.metrics, "".join(to_json(line) + "\n" for line in kept))
+            write_text(self.metrics, "".join(json.dumps(line) + "\n" for line in kept))
         whole = kept[-1] if kept and kept[-1]["step"] == step else None
         self._purge_step = max(0, step + 1 if whole else step)
         return whole
@@ -70,8 +66,9 @@ class Logger:
             self.writer.flush()
         if self.wandb:
             self.wandb.scalars(step, scalars)
+        clean = {name: value if math.isfinite(value) else None for name, value in scalars.items()}
         with self.metrics.open("a") as file:
-            file.write(to_json({"step": step, "time": time.time(), **scalars}) + "\n")
+            file.write(json.dumps({"step": step, "time": time.time(), **clean}) + "\n")
             file.flush()
             os.fsync(file.fileno())
 
@@ -91,11 +88,9 @@ class Logger:
             self.writer.flush()
 
     def text(self, name: str, text: str) -> None:
-        """Log a string, such as the configuration."""
+        """Log a text, such as the configuration."""
         if self.writer:
-            # A longer fence than any in the text, which would end there and be read as Markdown.
-            fence = "`" * (2 + max((len(run) for run in re.findall("`+", text)), default=1))
-            self.writer.add_text(name, f"{fence}yaml\n{printable(text)}\n{fence}", 0)
+            self.writer.add_text(name, f"```yaml\n{text}\n```", 0)
             self.writer.flush()
 
     def hparams(self, values: Mapping[str, bool | int | float | str], metrics: Mapping[str, float]) -> None:
@@ -158,3 +153,10 @@ def _gif(frames: np.ndarray, fps: float) -> bytes:
     duration = round(1000 * every / fps)
     images[0].save(buffer, "GIF", save_all=True, append_images=images[1:], duration=duration, loop=0)
     return buffer.getvalue()
+
+
+def _parsed(line: str) -> dict[str, Any] | None:
+    try:
+        return json.loads(line)
+    except ValueError:
+        return None  # cut short by a kill

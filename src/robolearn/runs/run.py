@@ -2,6 +2,7 @@
 
 import contextlib
 import getpass
+import json
 import logging
 import os
 import platform
@@ -14,20 +15,15 @@ import time
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import metadata
-from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
 import filelock
 import yaml
 
-from robolearn.errors import UserError, describe_exception, with_class
-from robolearn.runs.run_files import CONFIG, RECORD, STATUS, holds_run, read_config, recorded_configs, status
+from robolearn.errors import UserError, with_class
 from robolearn.system import slurm
-from robolearn.system.files import write_text
-from robolearn.system.json_files import DamagedFileError, read_json, write_json
-from robolearn.system.limits import limits_as_user_errors
-from robolearn.system.termination import OrderlyExit, Termination, exit_on_termination
+from robolearn.system.files import disk_full_as_user_error, write_json, write_text
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +41,6 @@ MUTABLE_KEYS = (
     "logger",
     # Where the run lies and whether it is resumed says nothing about what it computes.
     "resume",
-    "trust_checkpoint",
     "output_dir",
     "job_name",
     # How updates are launched, not what they compute.
@@ -65,7 +60,7 @@ class Run:
         folder: Made if it is not there.
         config: The resolved configuration, in plain containers.
         overrides: What the user gave on the command line.
-        writes: False in a process beside the one that reports on the run.
+        writes: False in a process beside the one that tells of the run.
     """
 
     def __init__(self, folder: Path, config: Mapping[str, Any], overrides: Sequence[str], writes: bool = True) -> None:
@@ -97,28 +92,14 @@ class Run:
         Raises:
             UserError: Keys differ that may not; the message names them with both values.
         """
-        told = [differences(recorded, self.config) for recorded in recorded_configs(self.folder)]
-        # Where one of them is the same, the others are damaged; where none can be read there is nothing to compare.
-        if told and all(told):
-            found = told[0]
+        recorded = yaml.safe_load((self.folder / "config.yaml").read_text())
+        if found := differences(recorded, self.config):
             shown = "; ".join(f"{key} was {old}, now {new}" for key, old, new in found[:5])
             raise UserError(
                 f"{self.folder} holds a run of another configuration ({shown})",
                 key="output_dir",
                 fix="give another output_dir, or the same values",
             )
-
-    def repair(self) -> None:
-        """Write what is damaged or missing of the record again; call it after `check_same`."""
-        try:
-            read_json(self.folder / RECORD)
-            if not differences(read_config(self.folder / CONFIG), self.config):
-                return
-            reason = f"{self.folder / CONFIG} is damaged (its checkpoints tell another configuration)"
-        except (FileNotFoundError, DamagedFileError) as error:
-            reason = f"{error.filename} is missing" if isinstance(error, FileNotFoundError) else str(error)
-        log.warning("%s; it is written again.", reason)
-        self.record()
 
     def record(self) -> None:
         """Write what is needed to know, and to repeat, what ran here."""
@@ -138,17 +119,16 @@ class Run:
             "user": _user(),
             "time": time.time(),
         }
-        write_json(self.folder / RECORD, content)
+        write_json(self.folder / "run.json", content)
         # Last, because it is what marks the folder as a run's.
-        write_text(self.folder / CONFIG, yaml.safe_dump(dict(self.config), sort_keys=False))
+        write_text(self.folder / "config.yaml", yaml.safe_dump(dict(self.config), sort_keys=False))
 
     @contextlib.contextmanager
     def running(self) -> Iterator[None]:
         """While open the status says "running" and its time is renewed; how the block ends is what it says after.
 
-        A SystemExit is an interrupted run, unless its status means success, any other exception a failed one. Opened
-        within itself it does nothing: an entry point opens it before the trainer is built, which may take minutes, and
-        the trainer does again.
+        A SystemExit is an interrupted run, any other exception a failed one. Opened within itself it does nothing:
+        an entry point opens it before the trainer is built, which may take minutes, and the trainer does again.
 
         Raises:
             UserError: Another process runs in the folder.
@@ -165,15 +145,6 @@ class Run:
                 key="output_dir",
                 fix="wait for it or give another output_dir",
             ) from None
-        try:
-            with exit_on_termination() as termination, self._status(termination):
-                yield
-        finally:
-            self._lock.release()
-
-    @contextlib.contextmanager
-    def _status(self, termination: Termination) -> Iterator[None]:
-        """Keep the status up to date, and write how the block ended, which no signal interrupts."""
         stop = threading.Event()
         heartbeat = threading.Thread(target=self._heartbeat, args=(stop,), daemon=True)
         self._since = time.time()
@@ -181,7 +152,7 @@ class Run:
         heartbeat.start()
         end: tuple[State, str | None] = ("finished", None)
         try:
-            with limits_as_user_errors(self.folder), _no_success_without_result():
+            with disk_full_as_user_error(self.folder):
                 yield
         except (SystemExit, KeyboardInterrupt):
             end = ("interrupted", None)
@@ -192,15 +163,10 @@ class Run:
             log.error("%s", error if isinstance(error, UserError) else traceback.format_exc())
             raise
         finally:
-            termination.defer()
             stop.set()
             heartbeat.join()
             self._write_end(*end)
-
-    def leave(self) -> None:
-        """Say that the run was interrupted, where nothing else can be done before the process ends."""
-        if self._lock.is_locked:
-            self._write_end("interrupted", None)
+            self._lock.release()
 
     def _write_end(self, state: State, error: str | None) -> None:
         try:
@@ -230,18 +196,35 @@ class Run:
             "since": self._since,
             "time": time.time(),
         }
-        write_json(self.folder / STATUS, content)
+        write_json(self.folder / "status.json", content)
 
 
-@contextlib.contextmanager
-def _no_success_without_result() -> Iterator[None]:
-    """Turn a SystemExit that means success into an error: what ends a run so is some part of it, which may not."""
+def holds_run(folder: Path) -> bool:
+    """Whether a folder holds a run."""
+    return (folder / "config.yaml").is_file() and (folder / "run.json").is_file()
+
+
+def status(folder: Path) -> dict[str, Any] | None:
+    """The content of a run's ``status.json``, None where there is none yet."""
     try:
-        yield
-    except SystemExit as error:
-        if error.code not in (None, 0) or isinstance(error, OrderlyExit):
-            raise
-        raise UserError(f"The run was left in its middle by {describe_exception(error)}", key="SystemExit") from error
+        return json.loads((folder / "status.json").read_text())
+    except (OSError, ValueError):
+        return None
+
+
+def is_finished(folder: Path, steps: int) -> bool:
+    """Whether the run of a folder came to its last step."""
+    found = status(folder)
+    return bool(found and found["state"] == "finished" and found["step"] >= steps)
+
+
+def last_metric(folder: Path, metric: str) -> float | None:
+    """The last value of an evaluation scalar in a run's ``metrics.jsonl``."""
+    value = None
+    file = folder / "metrics.jsonl"
+    for text in file.read_text().splitlines() if file.exists() else []:
+        value = json.loads(text).get(f"eval/{metric}", value)
+    return value
 
 
 def differences(recorded: Mapping[str, Any], config: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
@@ -269,21 +252,14 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def newest_unfinished(root: Path, config: Mapping[str, Any], looked_at: int = 200) -> Path | None:
     """The newest run below a folder that has this configuration and did not come to its end."""
-    statuses = sorted(root.glob(f"*/*/{STATUS}"), key=_modified, reverse=True)
+    statuses = sorted(root.glob("*/*/status.json"), key=lambda p: p.stat().st_mtime, reverse=True)
     for path in statuses[:looked_at]:
         found = status(path.parent)
         if found and found["state"] != "finished" and holds_run(path.parent):
-            told = [differences(recorded, config) for recorded in islice(recorded_configs(path.parent), 1)]
-            if told == [[]]:
+            recorded = yaml.safe_load((path.parent / "config.yaml").read_text())
+            if not differences(recorded, config):
                 return path.parent
     return None
-
-
-def _modified(file: Path) -> float:
-    try:
-        return file.stat().st_mtime
-    except OSError:  # a run that is being removed
-        return 0.0
 
 
 def _git(folder: Path) -> tuple[str | None, str]:

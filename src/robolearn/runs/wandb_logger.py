@@ -36,7 +36,7 @@ class WandbLogger:
         notes: What the run is about.
         name: What the run is called.
         mode: ``offline``, ``online``, or ``disabled``, which does nothing.
-        run_id: Resume this run of W&B; None: a new one, and after an interruption the same.
+        run_id: Go on with this run of W&B; None: a new one, and after an interruption the same.
         disable_artifact: Leave the model out.
 
     Raises:

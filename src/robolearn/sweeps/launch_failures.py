@@ -1,13 +1,11 @@
 """Runs of a sweep whose jobs ended before the run started: what the launcher records about them."""
 
-import logging
+import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from robolearn.system.json_files import DamagedFileError, read_json, write_json
-
-log = logging.getLogger(__name__)
+from robolearn.system.files import write_json
 
 FOLDER = ".not_begun"
 
@@ -33,16 +31,9 @@ def forget(sweep: Path, run: Path) -> None:
 
 
 def read(sweep: Path) -> Iterator[dict[str, Any]]:
-    """The records of a sweep's runs; a warning names those that are damaged."""
+    """The records of a sweep's runs."""
     for file in sorted(sweep.glob(f"{FOLDER}/*.json")):
-        try:
-            found = read_json(file)
-        except (FileNotFoundError, DamagedFileError) as error:
-            log.warning("%s; what it says of a run is left out.", error)
-            continue
-        texts = [found.get(key) for key in ("folder", "error", "log")]
-        if all(isinstance(text, str) for text in texts) and isinstance(found.get("overrides"), list):
-            yield found | {"overrides": [text for text in found["overrides"] if isinstance(text, str)]}
+        yield json.loads(file.read_text())
 
 
 def _file(sweep: Path, run: Path) -> Path:

@@ -3,35 +3,22 @@
 Nothing here imports torch, and only small files are read, so that a thousand runs take seconds.
 """
 
-import logging
+import json
 import math
-import re
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
-from itertools import chain
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
+import yaml
+
 from robolearn.config.run_name import canonical
-from robolearn.errors import UserError, did_you_mean, one_line
-from robolearn.runs.run_files import (
-    METRICS,
-    holds_run,
-    metric_lines,
-    overrides,
-    read_config,
-    read_metrics,
-    recorded_configs,
-    status,
-)
+from robolearn.errors import UserError, did_you_mean
+from robolearn.runs.run import holds_run, status
 from robolearn.sweeps import launch_failures
 from robolearn.system import slurm
-from robolearn.system.json_files import DamagedFileError
-
-log = logging.getLogger(__name__)
 
 DEAD_AFTER_S = 60.0
 """Age of a heartbeat from which a run counts as dead, unless the queue has its job; six heartbeats are missing then."""
@@ -139,7 +126,7 @@ def read(folder: Path, metric: str | None = None, minimize: bool = False) -> Swe
     planned = _planned(folder / "multirun.yaml")
     if not folders and not planned and not any(launch_failures.read(folder)):
         raise UserError(_no_sweep(folder), key=str(folder))
-    lines = {path: run_lines(path) for path in folders}
+    lines = {path: metric_lines(path) for path in folders}
     if metric is None:
         metric, minimize = _default_metric(folders, lines.values(), minimize)
     elif "/" not in metric:
@@ -175,19 +162,25 @@ def interval(values: Sequence[float]) -> tuple[float | None, float | None, float
     return mean, mean - half, mean + half
 
 
-def run_lines(folder: Path) -> list[dict[str, Any]]:
-    """The lines of a run's ``metrics.jsonl`` with evaluations; the newest ones where there are none."""
-    lines = read_metrics(folder)
+def metric_lines(folder: Path) -> list[dict[str, Any]]:
+    """The complete lines of a run's ``metrics.jsonl``."""
+    try:
+        text = (folder / "metrics.jsonl").read_bytes()
+    except OSError:
+        return []
     # Most lines have losses only, and there may be very many.
-    evaluated = [line for line in lines if b'"eval/' in line]
-    return metric_lines(evaluated or lines[-200:], folder / METRICS)
+    evaluated = [line for line in text.splitlines() if b'"eval/' in line]
+    return list(_parsed(evaluated or text.splitlines()[-200:]))
 
 
 def curve(folder: Path, metric: str, points: int = 200) -> list[tuple[int, float]]:
     """(step, value) of a scalar, subsampled to about `points` points."""
+    try:
+        lines = (folder / "metrics.jsonl").read_bytes().splitlines()
+    except OSError:
+        return []
     name = f'"{metric}"'.encode()
-    lines = [line for line in read_metrics(folder) if name in line]
-    values = _values(metric_lines(lines, folder / METRICS), metric)
+    values = _values(list(_parsed(line for line in lines if name in line)), metric)
     every = max(1, len(values) // points)
     return [*values[:-1:every], *values[-1:]]
 
@@ -207,7 +200,7 @@ def _run(
     best = min((value for _, value in values), key=lambda value: sign * value, default=None)
     return SweepRun(
         folder,
-        _known(overrides(folder)),
+        _overrides(folder),
         state,
         step,
         found.get("steps"),
@@ -239,21 +232,17 @@ def _eta(found: Mapping[str, Any]) -> float | None:
 def _log(folder: Path, found: Mapping[str, Any], state: str) -> Path | None:
     """The run's own log; that of its job, where the run could not write why it ended."""
     own = sorted(folder.glob("*.log"))
-    job = found.get("job") if re.fullmatch(r"\w+", str(found.get("job"))) else None
+    job = found.get("job")
     of_job = sorted(folder.parent.glob(f".submitit/{job}/*_log.err")) if job else []
     order = [*of_job, *own] if state == "dead" else [*own, *of_job]
     return order[0] if order else None
 
 
-def _known(texts: Sequence[str]) -> dict[str, str]:
-    """The overrides that can be read; those of a damaged record may be anything."""
-    from hydra.errors import HydraException
-
-    known: dict[str, str] = {}
-    for text in texts:
-        with suppress(HydraException):
-            known |= canonical([text])
-    return dict(sorted(known.items()))
+def _overrides(folder: Path) -> dict[str, str]:
+    try:
+        return canonical(json.loads((folder / "run.json").read_text())["overrides"])
+    except (OSError, ValueError, KeyError):
+        return {}
 
 
 def _run_folders(folder: Path, depth: int) -> Iterator[Path]:
@@ -274,24 +263,20 @@ def _planned(file: Path) -> list[dict[str, str]]:
     from robolearn.config.compose import grid
 
     try:
-        hydra = read_config(file)["hydra"]
+        hydra = yaml.load(file.read_text(), getattr(yaml, "CSafeLoader", yaml.SafeLoader))["hydra"]
         if not hydra["sweeper"]["_target_"].endswith("BasicSweeper"):
             return []
         texts = [f"{key}={value}" for key, value in (hydra["sweeper"].get("params") or {}).items()]
         parsed = OverridesParser.create().parse_overrides(texts + hydra["overrides"]["task"])
         return [canonical(job) for job in grid(parsed)]
-    except FileNotFoundError:
-        return []
-    except (DamagedFileError, KeyError, TypeError, AttributeError, HydraException) as error:
-        told = error if isinstance(error, DamagedFileError) else f"{file} is damaged ({one_line(error, 100)})"
-        log.warning("%s; runs that have not started are left out.", told)
+    except (OSError, yaml.YAMLError, KeyError, TypeError, HydraException):
         return []
 
 
 def _failed_before_start(folder: Path) -> list[SweepRun]:
     """Runs whose jobs ended before the run had a folder."""
     return [
-        SweepRun(Path(each["folder"]), _known(each["overrides"]), "failed", error=each["error"], log=log)
+        SweepRun(Path(each["folder"]), canonical(each["overrides"]), "failed", error=each["error"], log=log)
         for each in launch_failures.read(folder)
         for log in [Path(each["log"])]
     ]
@@ -302,10 +287,9 @@ def _default_metric(
 ) -> tuple[str, bool]:
     if not any(name.startswith("eval/") for each in lines for line in each[-1:] for name in line):
         return LOSS, True
-    for config in chain.from_iterable(map(recorded_configs, folders)):
-        named = config.get("checkpoints")
-        if isinstance(named, dict) and isinstance(named.get("metric"), str):
-            return f"eval/{named['metric']}", minimize
+    for folder in folders[:1]:
+        config = yaml.load((folder / "config.yaml").read_text(), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+        return f"eval/{config['checkpoints']['metric']}", minimize
     return METRIC, minimize
 
 
@@ -321,6 +305,14 @@ def _check_metric(metric: str, lines: Iterable[Sequence[Mapping[str, Any]]]) -> 
 
 def _values(lines: Sequence[Mapping[str, Any]], metric: str) -> list[tuple[int, float]]:
     return [(line["step"], line[metric]) for line in lines if line.get(metric) is not None]
+
+
+def _parsed(lines: Iterable[bytes]) -> Iterator[dict[str, Any]]:
+    for line in lines:
+        try:
+            yield json.loads(line)
+        except ValueError:  # being written, or cut off by a kill
+            continue
 
 
 def _natural(text: str) -> tuple[int, float, str]:

@@ -1,19 +1,17 @@
 """Atomic writes: a file or folder is complete or absent, also after a crash or a kill."""
 
 import errno
-import logging
+import json
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from robolearn.errors import UserError
 
-log = logging.getLogger(__name__)
-
-# A file larger than the process may write (ulimit -f) is met like a full disk.
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -29,19 +27,15 @@ def write_bytes(path: Path, content: bytes) -> None:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        if path.is_dir():
-            set_aside(path)
         temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
 
 
-def set_aside(path: Path) -> None:
-    """Give what is in the way of something to be written another name beside it, and say so; nothing is lost."""
-    number = next(n for n in range(1, 1 << 30) if not os.path.lexists(f"{path}.{n}"))
-    path.rename(f"{path}.{number}")
-    log.warning("%s was in the way of what is written there; it is now %s.%d.", path, path.name, number)
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON atomically: readers see the old or the new content, never a part."""
+    write_text(path, json.dumps(content, indent=2) + "\n")
 
 
 @contextmanager
@@ -68,8 +62,6 @@ def link(path: Path, target: str) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     temporary.unlink(missing_ok=True)
     temporary.symlink_to(target)
-    if path.is_dir() and not path.is_symlink():  # a copy of the run has folders in place of links
-        set_aside(path)
     temporary.replace(path)
 
 
@@ -92,10 +84,8 @@ def atomic_dir(path: Path) -> Iterator[Path]:
         for file in temporary.iterdir():
             _sync(file)
         _sync(temporary)
-        if path.is_dir() and not path.is_symlink():
+        if path.exists():
             shutil.rmtree(path)
-        elif os.path.lexists(path):
-            set_aside(path)
         temporary.rename(path)
         _sync(path.parent)
     except Exception as error:
@@ -123,7 +113,7 @@ def disk_full_as_user_error(path: Path) -> Iterator[None]:
 
 def _full_disk(path: Path) -> UserError:
     message = f"The disk is full: {path} could not be written"
-    return UserError(message, key=str(path), fix="make room, or raise the limit of size (ulimit -f), and start again")
+    return UserError(message, key=str(path), fix="make room and start again")
 
 
 def is_full(error: Exception, folder: Path) -> bool:

@@ -41,20 +41,6 @@ def max_array_size() -> int:
     return max(1, int(found[1])) if found else 1001
 
 
-def free_slots(pending: int, submitted: int, parallelism: int) -> int:
-    """How many jobs of a sweep can be submitted now, as one array.
-
-    Args:
-        pending: Jobs that are still to be submitted.
-        submitted: Jobs that are in the queue.
-        parallelism: The most jobs of the sweep that may run at once.
-    """
-    if not submitted:
-        return min(pending, max_array_size())
-    # SLURM's limit holds for each array, and so does the array's parallelism; ours for all arrays together.
-    return max(0, min(pending, parallelism - submitted))
-
-
 def check_request(launcher: Mapping[str, object]) -> None:
     """Ask SLURM whether it would accept a job, without submitting one (``sbatch --test-only``).
 

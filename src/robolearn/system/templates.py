@@ -3,12 +3,9 @@
 from importlib import resources
 from typing import Any
 
-from robolearn.errors import printable
-from robolearn.system.json_files import to_json
-
 
 def render(package: str, name: str, **values: Any) -> str:
-    """Fill a template; values are text without control characters and escaped, except those that are marked as HTML.
+    """Fill a template; values are escaped, except those that are marked as HTML.
 
     Args:
         package: The package that the template's file is in.
@@ -17,12 +14,6 @@ def render(package: str, name: str, **values: Any) -> str:
     """
     from jinja2 import Environment, StrictUndefined
 
-    environment = Environment(
-        autoescape=True,
-        undefined=StrictUndefined,
-        keep_trailing_newline=True,
-        finalize=lambda value: value if hasattr(value, "__html__") else printable(str(value)),
-    )
-    environment.policies["json.dumps_function"] = to_json
+    environment = Environment(autoescape=True, undefined=StrictUndefined, keep_trailing_newline=True)
     environment.policies["json.dumps_kwargs"] = {"sort_keys": False}
     return environment.from_string((resources.files(package) / name).read_text()).render(values)

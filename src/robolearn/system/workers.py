@@ -3,7 +3,6 @@
 Imports no torch, so that the processes of simulators start fast and stay small.
 """
 
-import ctypes
 import multiprocessing
 import os
 import signal
@@ -16,13 +15,12 @@ from multiprocessing.connection import Connection, wait
 from typing import Any, Generic, Protocol, TypeVar
 
 from robolearn.errors import UserError
-from robolearn.system.streams import tolerate_broken_streams
-from robolearn.system.termination import ignore_termination
-
-PR_SET_PDEATHSIG = 1  # of Linux's sys/prctl.h
 
 Request = TypeVar("Request", contravariant=True)
 Answer = TypeVar("Answer", covariant=True)
+
+TERMINATION_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
+"""What a terminal or a cluster sends to every process of a job; the main process handles them."""
 
 
 class WorkerTask(Protocol[Request, Answer]):
@@ -121,17 +119,14 @@ def light_start_method(preload: Sequence[str]) -> str:
     """
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return "spawn"
-    multiprocessing.get_context("forkserver").set_forkserver_preload(
-        ["__main__", "robolearn.system.forkserver", __name__, *preload]
-    )
+    multiprocessing.get_context("forkserver").set_forkserver_preload(["__main__", __name__, *preload])
     return "forkserver"
 
 
 def init_worker_process() -> None:
     """In a worker process: ignore termination signals, and exit when the parent process ends, even if killed."""
-    ignore_termination()
-    tolerate_broken_streams()
-    _end_with_forking_process()
+    for number in TERMINATION_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_exit_with_parent, name="exit with parent", daemon=True).start()
 
 
@@ -139,21 +134,6 @@ def limit_threads() -> None:
     """In a worker process: one thread for OpenCV, which would otherwise start one per core in every process."""
     if multiprocessing.parent_process() is not None and "cv2" in sys.modules:
         sys.modules["cv2"].setNumThreads(1)
-
-
-def _end_with_forking_process() -> None:
-    """Have the system kill this process when the one that forked it ends, where the system can (Linux).
-
-    The thread below does the same for the process that asked for this one, but can't while a simulator's C code holds
-    Python's lock. A fork server ends when that process does.
-    """
-    if not sys.platform.startswith("linux"):
-        return
-    forked_by = os.getppid()
-    with suppress(OSError, AttributeError):
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != forked_by or forked_by == 1:
-        os._exit(1)  # it ended in between
 
 
 def _exit_with_parent() -> None:
@@ -175,6 +155,6 @@ def _serve(pipe: Connection, task: WorkerTask[Any, Any]) -> None:
                 reply: tuple[Any, UserError | str | None] = answer(request), None
             except UserError as error:
                 reply = None, error
-            except (Exception, SystemExit):
+            except Exception:
                 reply = None, traceback.format_exc()
             pipe.send(reply)

@@ -30,14 +30,14 @@ class CudaGraphed:
         name: What it is, for the warning.
         required: A capture that fails ends the run; otherwise the function runs as usual from then on, with a warning.
         warmup: Calls that run as usual first: they compile, choose convolutions and make the optimizer's state.
-        max_graphs: Graphs kept, of the latest keys and shapes.
+        keep: Graphs kept, of the latest keys and shapes.
     """
 
     def __init__(
         self, function: Function, name: str, required: bool = False, warmup: int = 3, max_graphs: int = 1
     ) -> None:
         self.function, self.name, self.required = function, name, required
-        self.warmup, self.max_graphs = warmup, max_graphs
+        self.warmup, self.keep = warmup, max_graphs
         self._graphs: OrderedDict[Hashable, _Graph | int] = OrderedDict()  # a number counts the calls before
         self._gives_up = False
 
@@ -54,14 +54,14 @@ class CudaGraphed:
         key = key, shapes
         graph = self._graphs.setdefault(key, 0)
         self._graphs.move_to_end(key)
-        while len(self._graphs) > self.max_graphs:
+        while len(self._graphs) > self.keep:
             self._graphs.popitem(last=False)
         if isinstance(graph, int) and graph < self.warmup:
             self._graphs[key] = graph + 1
-            return on_side_stream(self.function, batches)
+            return _on_side_stream(self.function, batches)
         if isinstance(graph, int):
             try:
-                graph = self._graphs[key] = capture(self.function, batches)
+                graph = self._graphs[key] = _capture(self.function, batches)
             except RuntimeError as error:
                 if self.required:
                     raise
@@ -94,8 +94,7 @@ class _Graph:
         return [{name: next(values).view(shape) for name, shape in each.items()} for each in self.shapes]
 
 
-def on_side_stream(function: Function, batches: Sequence[Batch]) -> list[dict[str, Tensor]]:
-    """What a function returns, run on the stream of the capture that is to come."""
+def _on_side_stream(function: Function, batches: Sequence[Batch]) -> list[dict[str, Tensor]]:
     # A capture uses a stream of its own, and autograd remembers on which stream it met a weight first.
     stream = torch.cuda.graph.default_capture_stream
     if stream is None:
@@ -107,8 +106,7 @@ def on_side_stream(function: Function, batches: Sequence[Batch]) -> list[dict[st
     return results
 
 
-def capture(function: Function, batches: Sequence[Batch]) -> _Graph:
-    """The graph of a function, which runs nothing yet, for batches of these shapes."""
+def _capture(function: Function, batches: Sequence[Batch]) -> _Graph:
     inputs = [{name: value.clone() for name, value in batch.items()} for batch in batches]
     graph = torch.cuda.CUDAGraph()
     # Threads that gather batches may allocate page-locked memory meanwhile.
@@ -118,7 +116,7 @@ def capture(function: Function, batches: Sequence[Batch]) -> _Graph:
 
 @contextmanager
 def _put_back() -> Iterator[None]:
-    """After a capture that failed: the stream that was current, and a generator that is not marked as capturing."""
+    """After a capture that failed: the stream that was current, and a generator that does not believe it goes on."""
     stream = torch.cuda.current_stream()
     generator = torch.cuda.default_generators[torch.cuda.current_device()]
     state = generator.clone_state()

@@ -10,7 +10,6 @@ from typing import Any, Literal
 from robolearn.agent import Agent, AgentFactory
 from robolearn.data.replay_buffer import ReplayBuffer
 from robolearn.envs.factory import EnvFactory
-from robolearn.envs.time_limit import TimeLimit
 from robolearn.errors import UserError
 from robolearn.policies.base import Policy
 from robolearn.rollouts.evaluation import summary
@@ -137,7 +136,6 @@ class Online:
         eval_policy: Policy,
         offline_steps: int,
         task_index: int = 0,
-        limit: TimeLimit | None = None,
     ) -> "Collector":
         """Make the collector of the phase.
 
@@ -149,10 +147,9 @@ class Online:
             eval_policy: The policy that acts; its weights change in place.
             offline_steps: Updates before the phase.
             task_index: The task that the policy is given, among those of the batches.
-            limit: How long a step or a reset of the simulators may take.
         """
         assert self.buffer_capacity is not None
-        factory = VectorEnvFactory(env, self.rollout_batch_size, self.use_async_envs, limit or TimeLimit())
+        factory = VectorEnvFactory(env, self.rollout_batch_size, self.use_async_envs)
         replay = ReplayBuffer(
             folder / "replay", spec, self.buffer_capacity, make_agent.device, eval_policy.spec.drop_n_last_frames
         )
@@ -213,7 +210,7 @@ class Collector:
             RolloutInterrupted: `stop` said so during a rollout.
             UserError: A simulator failed.
         """
-        scalars = self._poll(step, wait=False, stop=stop)
+        scalars = self._take(step, wait=False, stop=stop)
         if not self._due(step):
             return scalars
         assert self.options.env_seed is not None
@@ -224,7 +221,7 @@ class Collector:
             self.started_at = step
             seeding = self.replay.frames < self.options.buffer_seed_size
             before = self.replay.next_index
-            scalars |= self._poll(step, wait=seeding or not self.rollouts.is_async, stop=stop)
+            scalars |= self._take(step, wait=seeding or not self.rollouts.is_async, stop=stop)
             # A rollout that kept nothing may be followed by another that keeps nothing: training continues meanwhile.
             enough = self.replay.frames >= self.options.buffer_seed_size
             if not seeding or enough or self.replay.next_index == before:
@@ -240,7 +237,7 @@ class Collector:
             RolloutInterrupted: `stop` said so meanwhile; its episodes are lost.
             UserError: A simulator failed.
         """
-        return self._poll(step, wait=True, stop=stop)
+        return self._take(step, wait=True, stop=stop)
 
     def _due(self, step: int) -> bool:
         assert self.options.steps_between_rollouts is not None
@@ -250,13 +247,12 @@ class Collector:
         first = (self.options.env_seed or 0) + self.episodes
         return list(range(first, first + self.options.rollout_n_episodes))
 
-    def _poll(self, step: int, wait: bool, stop: Callable[[], bool]) -> dict[str, float]:
+    def _take(self, step: int, wait: bool, stop: Callable[[], bool]) -> dict[str, float]:
         collected = self.rollouts.get(wait, stop)
         if collected is None:
             return {}
         kept = [episode for episode in collected.episodes if self.episode_filter == "all" or episode.success]
         for episode in kept:
-            episode.check_rewards()
             self.replay.add(episode, self.task_index)
         self.env_steps += sum(len(episode) for episode in collected.episodes)
         scalars = _figures(collected, step) | {

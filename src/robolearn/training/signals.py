@@ -7,67 +7,58 @@ from collections.abc import Callable
 from types import FrameType, TracebackType
 from typing import Any
 
-from robolearn.system.termination import TERMINATION_SIGNALS, OrderlyExit
+from robolearn.system.workers import TERMINATION_SIGNALS
 
 Handler = Callable[[int, FrameType | None], Any]
 
 
 class GracefulShutdown:
-    """While open, termination signals only set `pending`; a second SIGINT ends the process at once.
+    """While open, SIGTERM, SIGINT, SIGUSR1 and SIGUSR2 only set `pending`; a second SIGINT ends the process at once.
 
-    Signals that are ignored, as nohup has it, stay so. Must be opened in the main thread, as Python's handlers must.
+    Must be opened in the main thread, as Python's signal handlers must.
 
     Args:
-        message: What is still done after a signal.
-        resume_hint: What is said when a second SIGINT ends the process.
-        at_once: Called before it does.
+        doing: What is still done after a signal, in words.
+        left: What is said when a second SIGINT ends the process.
     """
 
     def __init__(
-        self,
-        message: str = "finishing this step and saving",
-        resume_hint: str = "the run resumes from its last checkpoint",
-        at_once: Callable[[], None] = lambda: None,
+        self, doing: str = "finishing this step and saving", left: str = "the run goes on from its last checkpoint"
     ) -> None:
-        self._message, self._resume_hint, self._at_once = message, resume_hint, at_once
+        self._doing, self._left = doing, left
         self.pending: int | None = None
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> "GracefulShutdown":
-        taken = [signum for signum in TERMINATION_SIGNALS if signal.getsignal(signum) is not signal.SIG_IGN]
-        self._previous = {signum: signal.signal(signum, self._remember) for signum in taken}
+        self._previous = {number: signal.signal(number, self._remember) for number in TERMINATION_SIGNALS}
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for signum, handler in self._previous.items():
-            signal.signal(signum, handler if handler is not None else signal.SIG_DFL)
+        for number, handler in self._previous.items():
+            signal.signal(number, handler if handler is not None else signal.SIG_DFL)
 
     def reraise(self) -> None:
         """Hand the remembered signal to the handler that was there before (submitit requeues in its own).
 
-        Returns only when that handler does, which means that it lets the run continue. Where there was none, exits
-        with 128 plus the signal's number.
+        Returns only when that handler does, which means it wants the run to go on. Where there was none, exits with
+        128 plus the signal's number.
         """
-        signum, self.pending = self.pending, None
-        if signum is None:
+        number, self.pending = self.pending, None
+        if number is None:
             return
-        handler = self._previous.get(signum)  # none where another process got the signal, and it is ignored here
+        handler = self._previous[number]
         if callable(handler) and handler is not signal.default_int_handler:
-            try:
-                handler(signum, None)
-            except SystemExit as error:
-                raise OrderlyExit(error.code) from error
-        else:
-            raise SystemExit(128 + signum)
+            handler(number, None)
+        elif handler is not signal.SIG_IGN:
+            raise SystemExit(128 + number)
 
-    def _remember(self, signum: int, frame: FrameType | None) -> None:
-        if signum == signal.SIGINT and self.pending == signal.SIGINT:
-            print(f"\nStopped at once; {self._resume_hint}.", file=sys.stderr)
-            self._at_once()
-            os._exit(128 + signum)
-        self.pending = signum
-        name = signal.Signals(signum).name
-        again = "; press Ctrl-C again to stop at once" if signum == signal.SIGINT else ""
-        print(f"\n{name}: {self._message}{again}.", file=sys.stderr, flush=True)
+    def _remember(self, number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGINT and self.pending == signal.SIGINT:
+            print(f"\nStopped at once; {self._left}.", file=sys.stderr)
+            os._exit(128 + number)
+        self.pending = number
+        name = signal.Signals(number).name
+        again = "; press Ctrl-C again to stop at once" if number == signal.SIGINT else ""
+        print(f"\n{name}: {self._doing}{again}.", file=sys.stderr, flush=True)

@@ -7,9 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from robolearn.checkpoints.lerobot.registry import default_options, get_interop, kinds
-from robolearn.checkpoints.literal import check_literal
 from robolearn.errors import UserError, did_you_mean, one_line
-from robolearn.system.paths import inside, path_part
 from robolearn.types import kind_of
 
 # Fields that do not change what a policy computes, or belong to optimizer, schedule and features here.
@@ -37,7 +35,6 @@ def read(folder: Path) -> dict[str, Any]:
     """
     file = folder / "config.json"
     config = _json(file)
-    check_literal(file, config)
     if "input_shapes" in config:
         config = _from_2024(file, config)
     for name, reason in get_interop(config.get("type", ""), str(file)).unsupported_fields.items():
@@ -68,8 +65,7 @@ def policy_options(config: Mapping[str, Any], where: str = "config.json") -> dic
         UserError: A field is unknown, or has a value that is not supported here.
     """
     kind = config["type"]
-    interop = get_interop(kind)
-    known = {key: value for key, value in default_options("policy", kind).items() if not key.startswith("_")}
+    interop, known = get_interop(kind), default_options("policy", kind)
     dropped = FIXED.keys() | interop.ignored_fields
     options = {key: value for key, value in config.items() if not IGNORED_FIELDS.fullmatch(key) and key not in dropped}
     for key, value in FIXED.items():
@@ -128,10 +124,11 @@ def statistics_files(folder: Path) -> list[Path]:
     files = []
     for step in _steps(folder):
         if "normalizer_processor" in step["registry_name"] and (name := step.get("state_file")):
-            file = inside(folder, path_part(name, f"{folder}: the state_file"))
-            if not file.is_file():
-                raise UserError(f"{file} is missing, which holds the statistics of the checkpoint.", key=str(file))
-            files.append(file)
+            if not (folder / name).is_file():
+                raise UserError(
+                    f"{folder / name} is missing, which holds the statistics of the checkpoint.", key=str(folder / name)
+                )
+            files.append(folder / name)
     return files
 
 
@@ -169,7 +166,7 @@ def _json(file: Path) -> dict[str, Any]:
         raise UserError(
             f"{file} is missing; give a folder with config.json and model.safetensors.", key=str(file)
         ) from None
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         raise UserError(f"{file} is not readable JSON: {one_line(error)}.", key=str(file)) from error
     if not isinstance(content, dict):
         raise UserError(f"{file} is no configuration: it holds no mapping.", key=str(file))

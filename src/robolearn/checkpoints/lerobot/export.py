@@ -7,15 +7,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from safetensors.torch import save_file
+
 from robolearn.checkpoints.lerobot import config_json, weights
 from robolearn.checkpoints.lerobot.registry import default_options, get_interop, policy_kind
 from robolearn.checkpoints.locate import WEIGHTS, is_lerobot_checkpoint, policy_node, read_run
-from robolearn.checkpoints.store import save_tensors
 from robolearn.errors import UserError
 from robolearn.normalize import Normalizer
 from robolearn.policies.base import Policy
-from robolearn.system.files import atomic_dir
-from robolearn.system.json_files import write_json
+from robolearn.system.files import atomic_dir, write_json
 from robolearn.types import Feature, Spec
 
 # Keys of every policy that LeRobot has no field for.
@@ -46,7 +46,7 @@ def export(folder: Path, out: Path, policy: Policy, normalizer: Normalizer, spec
     state = weights.to_lerobot(kind, policy, normalizer, node)
     with atomic_dir(out) as temporary:
         write_json(temporary / "config.json", config)
-        save_tensors(state, temporary / WEIGHTS, {"format": "pt", **interop.tied_weights})
+        save_file(state, temporary / WEIGHTS, {"format": "pt", **interop.tied_weights})
         if interop.has_processors:
             _write_processors(temporary, config, normalizer, spec)
 
@@ -118,5 +118,5 @@ def _write_processors(folder: Path, config: Mapping[str, Any], normalizer: Norma
         for i, step in enumerate(steps):
             if "norm_map" in step["config"]:
                 step["state_file"] = f"{name}_step_{i}_{step['registry_name']}.safetensors"
-                save_tensors(statistics, folder / step["state_file"])
+                save_file(statistics, folder / step["state_file"])
         write_json(folder / file, {"name": name, "steps": steps})

@@ -42,7 +42,7 @@ def get_interop(kind: str, where: str = "config.json") -> Interop:
         raise UserError(
             f"{where}: policies of LeRobot's type '{kind}' cannot be read{did_you_mean(str(kind), kinds())}; "
             f"those that can: {', '.join(kinds())}.",
-            key="type",
+            key=where,
         )
     return import_module(f"{__package__}.{kind}{SUFFIX}").INTEROP
 

@@ -8,7 +8,6 @@ import numpy as np
 from robolearn.data.lerobot_format.columns import read_columns
 from robolearn.data.lerobot_format.meta import DatasetMeta, read_json, read_meta
 from robolearn.data.video.frame_cache import gigabytes
-from robolearn.errors import printable
 
 
 def describe(root: Path) -> str:
@@ -34,8 +33,7 @@ def describe(root: Path) -> str:
     }
     width = max(map(len, meta.columns))
     features = [f"  {key:<{width}}  {_kind(info['features'][key])}" for key in meta.columns]
-    told = [*(f"{name:<10}{text}" for name, text in lines.items()), "features", *features]
-    return "\n".join(printable(line, lines=False) for line in told)
+    return "\n".join([*(f"{name:<10}{text}" for name, text in lines.items()), "features", *features])
 
 
 def _outcomes(meta: DatasetMeta) -> dict[str, str]:
@@ -54,23 +52,19 @@ def _outcomes(meta: DatasetMeta) -> dict[str, str]:
 
 def _collected(info: dict[str, Any]) -> dict[str, str]:
     found = {}
-    if settings := _mapping(info.get("settings")):
+    if settings := info.get("settings"):
         found["settings"] = ", ".join(f"{key}={value}" for key, value in settings.items())
-    if recipe := _mapping(info.get("collection")):
-        by = _mapping(recipe.get("policy")) or _mapping(recipe.get("demonstrator"))
+    recipe = info.get("collection")
+    if isinstance(recipe, dict):
+        by = recipe.get("policy") or recipe.get("demonstrator") or {}
         name = by.get("path") or str(by.get("_target_", "")).rpartition(".")[2]
-        found["collected"] = f"in {_mapping(recipe.get('env')).get('id')} by {name}, seed {recipe.get('seed')}"
-        if isinstance(noise := recipe.get("action_noise"), int | float) and noise:
+        found["collected"] = f"in {recipe.get('env', {}).get('id')} by {name}, seed {recipe.get('seed')}"
+        if noise := recipe.get("action_noise"):
             found["noise"] = f"{noise:g} on actions; the action is the {recipe.get('action_label')} one"
     return found
 
 
-def _mapping(value: Any) -> dict[str, Any]:
-    """What others wrote, where it is a mapping."""
-    return value if isinstance(value, dict) else {}
-
-
 def _kind(feature: dict[str, Any]) -> str:
     shape = " x ".join(map(str, feature["shape"]))
-    codec = _mapping(feature.get("info")).get("video.codec")
+    codec = (feature.get("info") or {}).get("video.codec")
     return f"{feature['dtype']} {shape}" + (f", {codec}" if codec else "")

@@ -66,7 +66,7 @@ def _read_file(
     meta: DatasetMeta, wanted: dict[str, ColumnMeta], name: str, episodes: dict[int, EpisodeMeta], tolerance_s: float
 ) -> dict[int, tuple[int, dict[str, np.ndarray]]]:
     """The frames of those `episodes` that lie in one file, with the row where each one begins."""
-    path = meta.path(name)
+    path = meta.root / name
     first = next(iter(episodes.values())).index
     table = read_table(path, list(wanted), episode=first)
     values = {key: as_numpy(table, key, column, path) for key, column in wanted.items()}

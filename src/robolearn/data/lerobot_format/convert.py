@@ -4,6 +4,7 @@ Numeric columns and encoded images are copied unchanged; a video is encoded agai
 episode begins between key frames, so that it can't be cut there.
 """
 
+import json
 import logging
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,9 +25,7 @@ from robolearn.data.lerobot_format.writer import INDEX_FEATURES, DatasetWriter
 from robolearn.data.video import camera_frames, encode
 from robolearn.data.video.encode import Clip, VideoEncoder
 from robolearn.errors import UserError
-from robolearn.system.files import atomic_dir, write_text
-from robolearn.system.json_files import to_json, write_json
-from robolearn.system.paths import fill_template
+from robolearn.system.files import atomic_dir, write_json, write_text
 
 log = logging.getLogger(__name__)
 
@@ -78,7 +77,7 @@ class _EpisodeReader:
 
     def _table(self, episode: EpisodeMeta) -> pa.Table:
         if self._file is None or self._file[0] != episode.data_file:
-            table = read_table(self.meta.path(episode.data_file), episode=episode.index)
+            table = read_table(self.meta.root / episode.data_file, episode=episode.index)
             self._file = (episode.data_file, table.replace_schema_metadata(None))
         table = self._file[1]
         rows = np.flatnonzero(table["episode_index"].to_numpy() == episode.index)
@@ -93,7 +92,7 @@ class _EpisodeReader:
     def clip(self, episode: EpisodeMeta, key: str) -> Clip:
         """Where an episode's video lies."""
         location = episode.videos[key]
-        return Clip(self.meta.path(location.file), episode.length, round(location.start * self.meta.fps))
+        return Clip(self.meta.root / location.file, episode.length, round(location.start * self.meta.fps))
 
     def camera_stats(self, episode: EpisodeMeta, table: pa.Table) -> RawStats:
         """The statistics of an episode's images, as recorded or, where they are not, from its frames."""
@@ -108,7 +107,7 @@ class _EpisodeReader:
         seconds = table["timestamp"].to_numpy()
         offset = 0
         if self.meta.columns[key].dtype == "image":
-            whole = read_table(self.meta.path(episode.data_file), ["episode_index"])["episode_index"].to_numpy()
+            whole = read_table(self.meta.root / episode.data_file, ["episode_index"])["episode_index"].to_numpy()
             offset = int(np.flatnonzero(whole == episode.index)[0])
         starts = np.array([0, episode.length])
         one = FrameColumns((episode,), {"timestamp": seconds}, starts, (offset,))
@@ -146,13 +145,12 @@ def _to_v21(meta: DatasetMeta, folder: Path) -> None:
     lines["tasks"] = [{"task_index": index, "task": text} for index, text in sorted(meta.tasks.items())]
     rows = _extra_columns(meta)
     for episode, table in source:
-        parts: dict[str, Any] = {"episode_index": episode.index, "episode_chunk": episode.index // CHUNKS_SIZE}
-        path = folder / fill_template(DATA_V2, "data_path", **parts)
+        parts = {"episode_index": episode.index, "episode_chunk": episode.index // CHUNKS_SIZE}
+        path = folder / DATA_V2.format(**parts)
         path.parent.mkdir(parents=True, exist_ok=True)
         pq.write_table(table, path)
         for key in source.cameras:
-            video = folder / fill_template(VIDEO_V2, "video_path", video_key=key, **parts)
-            _write_video(source, episode, key, table, video)
+            _write_video(source, episode, key, table, folder / VIDEO_V2.format(video_key=key, **parts))
         tasks = dict.fromkeys(meta.tasks[index] for index in table["task_index"].to_pylist())
         line = {"episode_index": episode.index, "tasks": list(tasks), "length": episode.length}
         lines["episodes"].append(line | rows.get(episode.index, {}))
@@ -160,13 +158,13 @@ def _to_v21(meta: DatasetMeta, folder: Path) -> None:
         plain = {key: {name: np.asarray(value).tolist() for name, value in of.items()} for key, of in stats.items()}
         lines["episodes_stats"].append({"episode_index": episode.index, "stats": plain})
     for name, content in lines.items():
-        text = "".join(to_json(line) + "\n" for line in content)
+        text = "".join(json.dumps(line) + "\n" for line in content)
         write_text(folder / "meta" / f"{name}.jsonl", text)
     write_json(folder / "meta" / "info.json", _info_v21(source))
 
 
 def _numeric_stats(meta: DatasetMeta, episode: EpisodeMeta, table: pa.Table) -> RawStats:
-    path = meta.path(episode.data_file)
+    path = meta.root / episode.data_file
     columns = {
         key: column
         for key, column in meta.columns.items()

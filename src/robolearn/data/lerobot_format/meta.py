@@ -14,7 +14,6 @@ import pyarrow.parquet as pq
 
 from robolearn.data.lerobot_format.stats import RawStats, aggregate, parse_stats
 from robolearn.errors import UserError, first_line
-from robolearn.system.paths import fill_template, inside, path_part
 
 VERSIONS = ("v2.0", "v2.1", "v3.0")
 IMAGE_DTYPES = ("video", "image")
@@ -68,14 +67,6 @@ class DatasetMeta:
     stats_file: Path
     settings: dict[str, Any]
 
-    def path(self, name: str) -> Path:
-        """The file of a name below the root.
-
-        Raises:
-            UserError: A link leads out of the dataset's folder.
-        """
-        return inside(self.root, name)
-
     @property
     def cameras(self) -> dict[str, ColumnMeta]:
         """The visual features by key."""
@@ -89,9 +80,6 @@ def read_meta(root: Path) -> DatasetMeta:
         UserError: A file of ``meta/`` is missing, is broken, or contradicts another one.
     """
     path = root / "meta" / "info.json"
-    for file in (root / "meta", *(root / "meta").rglob("*")):
-        if file.is_symlink():
-            inside(root, str(file.relative_to(root)))
     info = read_json(path)
     version = str(_field(info, "codebase_version", path))
     if version not in VERSIONS:
@@ -217,7 +205,6 @@ def _columns(info: dict[str, Any], path: Path) -> dict[str, ColumnMeta]:
         raise UserError(f"{path} has features that are no object: fetch or write the dataset again.", key=str(path))
     columns = {}
     for key, feature in features.items():
-        path_part(key, f"{path}: the feature", key=str(path))
         try:
             dtype, shape = str(feature["dtype"]), tuple(int(size) for size in feature["shape"])
         except (KeyError, TypeError, ValueError):
@@ -253,7 +240,14 @@ def _channel_first(shape: tuple[int, ...], names: Any) -> tuple[int, ...]:
 
 
 def _path(info: dict[str, Any], key: str, path: Path, **parts: Any) -> str:
-    return fill_template(_field(info, key, path), f"{path}: {key}", key=str(path), **parts)
+    template = _field(info, key, path)
+    try:
+        return str(template).format(**parts)
+    except (KeyError, IndexError, ValueError):
+        raise UserError(
+            f"{path} has {key} {template!r}, which holds a placeholder that this format version does not know.",
+            key=str(path),
+        ) from None
 
 
 def _episodes_v2(root: Path, info: dict[str, Any], cameras: list[str]) -> Iterator[EpisodeMeta]:

@@ -94,12 +94,7 @@ class Recorder:
         return features
 
     def __call__(self, episode: Episode, clean: np.ndarray) -> EpisodeRecord:
-        """The record of an episode with its observations; `clean` (T, A) are the actions before noise.
-
-        Raises:
-            UserError: A reward is no finite number.
-        """
-        episode.check_rewards()
+        """The record of an episode with its observations; `clean` (T, A) are the actions before noise."""
         assert episode.observations is not None
         length = len(episode)
         columns: dict[str, Any] = {}

@@ -19,7 +19,7 @@ def check_files(meta: DatasetMeta, episodes: tuple[EpisodeMeta, ...]) -> None:
             if name in seen:
                 continue
             seen.add(name)
-            if not meta.path(name).is_file():
+            if not (meta.root / name).is_file():
                 raise UserError(
                     f"{meta.root / name} is missing, which holds episode {episode.index}: fetch it again, or "
                     "leave that episode out with dataset.episodes.",

@@ -58,8 +58,7 @@ def _description(meta: DatasetMeta, info: Mapping[str, Any]) -> Iterator[str]:
     count = len(meta.episodes)
     if info.get("total_tasks") != len(meta.tasks):
         yield f"{path} has total_tasks {info.get('total_tasks')}, but {len(meta.tasks)} are listed beside it."
-    splits = info.get("splits")
-    for name, text in splits.items() if isinstance(splits, dict) else ():
+    for name, text in (info.get("splits") or {}).items():
         ends = [part for part in str(text).split(":") if part.isdigit()]
         if any(int(part) > count for part in ends):
             yield f"{path} has the split {name} {text}, but there are {count} episodes."
@@ -103,7 +102,6 @@ def _data(meta: DatasetMeta, tolerance_s: float, episodes: list[_EpisodeRows]) -
     for name, members in by_file.items():
         path = meta.root / name
         try:
-            path = meta.path(name)
             columns = _columns(meta, path, members[0].index)
         except UserError as error:
             yield str(error)
@@ -224,7 +222,8 @@ def _camera(meta: DatasetMeta, key: str, episodes: list[_EpisodeRows], tolerance
     for each in episodes:
         by_file.setdefault(each.meta.videos[key].file if is_video else each.meta.data_file, []).append(each)
     for name, members in by_file.items():
-        if is_video and (meta.root / name).is_file() and (fault := _length(meta, key, name, members)):
+        path = meta.root / name
+        if is_video and path.is_file() and (fault := _length(meta, key, path, members)):
             yield fault
         if _decode(meta, key, members, tolerance_s, histogram) is None:
             continue
@@ -259,10 +258,9 @@ def _decode(
     return None
 
 
-def _length(meta: DatasetMeta, key: str, name: str, members: list[_EpisodeRows]) -> str | None:
+def _length(meta: DatasetMeta, key: str, path: Path, members: list[_EpisodeRows]) -> str | None:
     """What is wrong with the number of frames in a video."""
     try:
-        path = meta.path(name)
         found = decode.count_frames(path)
     except UserError as error:
         return str(error)

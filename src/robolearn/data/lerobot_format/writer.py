@@ -5,6 +5,7 @@ Files only ever grow by being replaced: each new version holds the old one's con
 the episodes of one commit or of the next, and `DatasetWriter` cuts off what is beyond when it opens the folder again.
 """
 
+import json
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,15 +16,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from robolearn.data.lerobot_format.episode_stats import column_stats
-from robolearn.data.lerobot_format.meta import read_json
 from robolearn.data.lerobot_format.recorder import EpisodeRecord, InfoFeature, feature
 from robolearn.data.lerobot_format.stats import RawStats, aggregate
 from robolearn.data.video import encode as video
 from robolearn.data.video.encode import Clip
 from robolearn.errors import UserError
-from robolearn.system.files import atomic_file
-from robolearn.system.json_files import to_json, write_json
-from robolearn.system.paths import fill_template, inside, path_part
+from robolearn.system.files import atomic_file, write_json
 
 CHUNK_FILE = "chunk-{chunk_index:03d}/file-{file_index:03d}"
 DATA_PATH = f"data/{CHUNK_FILE}.parquet"
@@ -74,8 +72,6 @@ class DatasetWriter:
         robot_type: str | None = None,
         extra: Mapping[str, Any] | None = None,
     ) -> None:
-        for key in features:
-            path_part(key, "the feature", key=key)
         self.root, self.fps = root, fps
         self.features = {**features, **INDEX_FEATURES}
         self.cameras = [key for key, each in features.items() if each["dtype"] == "video"]
@@ -221,8 +217,7 @@ class DatasetWriter:
             row["meta/episodes/chunk_index"], row["meta/episodes/file_index"] = location
 
     def _path(self, template: str, location: tuple[int, int], **parts: str) -> Path:
-        chunk, file = location
-        return inside(self.root, fill_template(template, "meta/episodes", chunk_index=chunk, file_index=file, **parts))
+        return self.root / template.format(chunk_index=location[0], file_index=location[1], **parts)
 
     # Writing, in the order that keeps the dataset valid for readers
 
@@ -279,7 +274,7 @@ class DatasetWriter:
 
     def _open(self) -> None:
         path = self.root / "meta" / "info.json"
-        info = read_json(path)
+        info = json.loads(path.read_text())
         for key in ("codebase_version", "fps"):
             if info.get(key) != self._info[key]:
                 raise UserError(
@@ -296,8 +291,6 @@ class DatasetWriter:
             )
         self.features, self._info = info["features"], info
         files = sorted((self.root / "meta" / "episodes").glob("*/*.parquet"))
-        for file in files:
-            inside(self.root, str(file.relative_to(self.root)))
         rows = [row for file in files for row in pq.read_table(file).to_pylist()]
         # What is beyond was written by a process that was killed before it came to info.json.
         self.rows = rows[: info["total_episodes"]]
@@ -342,7 +335,7 @@ def _tasks_table(tasks: list[str]) -> pa.Table:
         "columns": [{**number, "metadata": None}, {**text, "metadata": None}],
         "pandas_version": "2.3.3",
     }
-    return table.replace_schema_metadata({"pandas": to_json(described)})
+    return table.replace_schema_metadata({"pandas": json.dumps(described)})
 
 
 def as_array(column: pa.ChunkedArray, of: InfoFeature) -> np.ndarray:

@@ -15,7 +15,6 @@ from robolearn.data.lerobot_format.columns import FrameColumns
 from robolearn.data.lerobot_format.meta import DatasetMeta, read_table
 from robolearn.data.video import decode, frame_cache
 from robolearn.errors import UserError
-from robolearn.system.paths import inside
 
 
 def load_camera_frames(
@@ -47,7 +46,7 @@ def load_camera_frames(
     if meta.columns[key].dtype == "image":
         backend = "parquet"
         names = list(dict.fromkeys(episode.data_file for episode in table.episodes))
-        files = [meta.path(name) for name in names]
+        files = [meta.root / name for name in names]
         file_index = {name: position for position, name in enumerate(names)}
         pairs = zip(table.episodes, table.offsets, strict=True)
         parts = [np.array([file_index[e.data_file], e.length, offset]) for e, offset in pairs]
@@ -107,7 +106,7 @@ def _requests(meta: DatasetMeta, table: FrameColumns, key: str) -> list[decode.F
         start = np.repeat([table.episodes[p].videos[key].start for p in positions], lengths)
         owner = np.repeat([table.episodes[p].index for p in positions], lengths)
         frames = np.concatenate([np.arange(length) for length in lengths])
-        requests.append(decode.FrameRequest(meta.path(name), start + seconds[rows], rows, owner, frames))
+        requests.append(decode.FrameRequest(meta.root / name, start + seconds[rows], rows, owner, frames))
     return requests
 
 
@@ -116,7 +115,7 @@ def _decode_parquet(meta: DatasetMeta, table: FrameColumns, key: str, write: dec
     for position, episode in enumerate(table.episodes):
         by_file.setdefault(episode.data_file, []).append(position)
     for name, positions in by_file.items():
-        path = meta.path(name)
+        path = meta.root / name
         column = read_table(path, [key], episode=table.episodes[positions[0]].index)[key]
 
         for position in positions:
@@ -139,7 +138,7 @@ def _decode_image(value: object, shape: tuple[int, ...], root: Path, file: Path,
     data, path = (value.get("bytes"), value.get("path")) if isinstance(value, dict) else (value, None)
     try:
         if data is None and path:
-            data = inside(root, str(path)).read_bytes()
+            data = (root / path).read_bytes()
         if not isinstance(data, bytes):
             raise UserError(f"{file} ({where}) holds no image: fetch or write the dataset again.", key=str(file))
         with Image.open(io.BytesIO(data)) as encoded:

@@ -4,7 +4,6 @@ A file is first read without decoding, which gives the times of its frames; each
 the nearest frame. Then runs of frames between two key frames are decoded one after another, in parallel.
 """
 
-import io
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -23,9 +22,6 @@ WriteFrame = Callable[[int, np.ndarray], None]
 """Takes a row of the output and its image, uint8 (C, H, W)."""
 
 FORMATS = {3: "rgb24", 1: "gray"}
-
-READ_OPTIONS = {"format_whitelist": "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi", "protocol_whitelist": "file"}
-"""Of FFmpeg, which by itself takes a list of files and addresses, under whatever name, for a video and reads them."""
 
 # Threads inside of one small conversion cost more than they gain. Older PyAV has none and no such argument.
 CONVERSION = {"threads": 1} if int(av.__version__.split(".")[0]) >= 17 else {}
@@ -106,19 +102,6 @@ def decode(requests: list[FrameRequest], shape: tuple[int, ...], tolerance_s: fl
             raise
 
 
-def open_video(source: Path | bytes) -> Any:
-    """A video's container to read from, which refers to no other file.
-
-    Raises:
-        av.error.FFmpegError: It is no video.
-        OSError: It cannot be read.
-    """
-    if isinstance(source, bytes):
-        return av.open(io.BytesIO(source), "r")
-    # FFmpeg takes what stands before a colon for a protocol, but not in an absolute path.
-    return av.open(str(source.absolute()), "r", options=READ_OPTIONS)
-
-
 def count_frames(file: Path) -> int:
     """The frames of a video, counted without decoding.
 
@@ -126,7 +109,7 @@ def count_frames(file: Path) -> int:
         UserError: It is no video.
     """
     try:
-        with open_video(file) as container:
+        with av.open(str(file), "r") as container:
             return sum(packet.pts is not None for packet in container.demux(video=0))
     except (av.error.FFmpegError, OSError, IndexError, ValueError) as error:
         raise UserError(
@@ -136,7 +119,7 @@ def count_frames(file: Path) -> int:
 
 def _open(wanted: FrameRequest) -> Any:
     try:
-        container = open_video(wanted.file)
+        container = av.open(str(wanted.file), "r")
     except FileNotFoundError:
         raise request_error(wanted, None, "is missing") from None
     except (av.error.FFmpegError, OSError) as error:
@@ -267,7 +250,6 @@ def decode_torchcodec(
         )
 
     def one_file(wanted: FrameRequest) -> None:
-        _open(wanted).close()  # torchcodec would follow a list of other files
         try:
             decoder = VideoDecoder(str(wanted.file), seek_mode="exact", num_ffmpeg_threads=1)
         except (ValueError, RuntimeError, OSError) as error:

@@ -16,7 +16,6 @@ import av
 import av.error
 import numpy as np
 
-from robolearn.data.video.decode import open_video
 from robolearn.errors import UserError, one_of
 
 Codec = Literal["libx264", "libsvtav1"]
@@ -129,7 +128,8 @@ def _stream_header(stream: Any) -> tuple[Any, ...]:
 
 
 def _open(clip: Clip) -> Any:
-    return open_video(clip.source)
+    source = io.BytesIO(clip.source) if isinstance(clip.source, bytes) else str(clip.source)
+    return av.open(source, "r")
 
 
 def _packets(container: Any, stream: Any, clip: Clip, rate: Fraction) -> Iterator[Any]:

@@ -24,8 +24,7 @@ from filelock import FileLock, Timeout
 from torch import Tensor
 
 from robolearn.errors import UserError
-from robolearn.system.files import atomic_dir
-from robolearn.system.json_files import write_json
+from robolearn.system.files import atomic_dir, write_json
 
 log = logging.getLogger(__name__)
 
@@ -96,7 +95,7 @@ class FrameCacheWriter:
         self._total = shape[0] * self.size
         self._folder = path.parent.parent
         self._camera = camera
-        self._descriptor = os.open(path, os.O_CREAT | os.O_RDWR, 0o666)
+        self._descriptor = os.open(path, os.O_CREAT | os.O_RDWR, 0o644)
 
     def __call__(self, row: int, image: np.ndarray) -> None:
         """Write a contiguous uint8 image (C, H, W). Raises UserError where the disk is full."""

@@ -39,7 +39,7 @@ class PatchedPushT(PushTEnv):
         """What to ask for to get a state.
 
         gym-pusht places the block before it turns it, and turns it about its centre of gravity instead of about the
-        origin that the position names, which moves it.
+        origin that the position tells, which moves it.
         """
         cog = np.array(self.block_cog if self.block_cog is not None else self._tee_cog())
         cosine, sine = np.cos(state[4]), np.sin(state[4])

@@ -56,9 +56,7 @@ class Tokenizer:
             )
         try:
             tokenizer = AutoTokenizer.from_pretrained(
-                str(folder) if local else self.name,
-                local_files_only=local or not self.download,
-                trust_remote_code=False,  # without this it would ask whether to run what lies beside the tokenizer
+                str(folder) if local else self.name, local_files_only=local or not self.download
             )
         except (OSError, ValueError, ImportError, KeyError, TypeError) as error:
             raise UserError(self._why(local, error), key="policy.tokenizer") from error

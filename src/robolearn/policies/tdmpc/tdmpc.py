@@ -173,27 +173,41 @@ class TdmpcPolicy(Policy):
         observations = {key: batch[key].transpose(0, 1) for key in self.keys}
         for key in self.cameras:
             observations[key] = shift_images(observations[key], self.max_random_shift_ratio)
+        following = {key: value[1:] for key, value in observations.items()}
         observed = ~batch[f"{self.keys[0]}_is_pad"].transpose(0, 1)
         valid = observed[0] & ~batch["action_is_pad"].transpose(0, 1)
         rewarded = ~batch["next.reward_is_pad"].transpose(0, 1)
 
-        first = {key: value[0] for key, value in observations.items()}
-        following = {key: value[1:] for key, value in observations.items()}
-        start, predicted, predicted_rewards = self._unroll(first, actions)
+        latents = [self.model.encode({key: value[0] for key, value in observations.items()})]
+        predicted_rewards = []
+        for action in actions:
+            latent, reward = self.model.step(latents[-1], action)
+            latents.append(latent)
+            predicted_rewards.append(reward)
+        start, predicted = torch.stack(latents[:-1]), torch.stack(latents[1:])
         q_values, values = self.model.action_values(start, actions), self.model.value(start)
-        target_latents, q_targets, v_targets, importance = self._targets(start, actions, rewards, following, values)
+
+        with torch.no_grad():
+            target_latents = self.target.encode(following)
+            # Equation 3 of FOWM: only actions of the data are valued; its code takes the model, not the target, here.
+            q_targets = rewards + self.discount * self.model.value(self.model.encode(following))
+            target_qs = self.target.action_values(start, actions)
+            v_targets = min_of_random_pair(target_qs, self.q_draws_with_replacement)
+            advantages = min_of_random_pair(target_qs, self.q_draws_with_replacement) - values
+            importance = (advantages * self.advantage_scaling).exp().clamp(max=100.0)
+
+        decay = self.temporal_decay_coeff ** torch.arange(len(actions), device=actions.device).unsqueeze(-1)
         shortfall = v_targets - values
         expectile = torch.where(shortfall > 0, self.expectile_weight, 1 - self.expectile_weight)
         imitation = (self.model.act(start.detach()) - actions).square().sum(-1)
         errors = {
             "consistency_loss": (predicted - target_latents).square().mean(-1) * valid * observed[1:],
-            "reward_loss": (predicted_rewards - rewards).square() * valid * rewarded,
+            "reward_loss": (torch.stack(predicted_rewards) - rewards).square() * valid * rewarded,
             "Q_value_loss": (q_values - q_targets).square().sum(0) * valid * rewarded * observed[1:],
             "V_value_loss": expectile * shortfall.square() * valid,
             "pi_loss": importance * imitation * valid,
         }
         # Sums over time; the policy's loss alone is a mean, as in FOWM's code.
-        decay = self.temporal_decay_coeff ** torch.arange(len(actions), device=actions.device).unsqueeze(-1)
         losses = {name: (decay * error).sum(0).mean() for name, error in errors.items()}
         losses["pi_loss"] = losses["pi_loss"] / len(actions)
         loss = (
@@ -204,29 +218,6 @@ class TdmpcPolicy(Policy):
         )
         metrics = {**losses, "Q": q_values.mean(), "V": values.mean()}
         return loss, {name: value.detach() for name, value in metrics.items()}
-
-    def _unroll(self, observation: Batch, actions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The latents (T, B, L) that actions (T, B, A) are taken in, those after them, and the rewards (T, B)."""
-        latents, rewards = [self.model.encode(observation)], []
-        for action in actions:
-            latent, reward = self.model.step(latents[-1], action)
-            latents.append(latent)
-            rewards.append(reward)
-        return torch.stack(latents[:-1]), torch.stack(latents[1:]), torch.stack(rewards)
-
-    @torch.no_grad()
-    def _targets(
-        self, start: Tensor, actions: Tensor, rewards: Tensor, following: Batch, values: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """What latents (T, B, L), Q-values and values (T, B) learn, and the weights (T, B) of imitated actions."""
-        latents = self.target.encode(following)
-        # Equation 3 of FOWM: only actions of the data are valued; its code takes the model, not the target, here.
-        q_targets = rewards + self.discount * self.model.value(self.model.encode(following))
-        target_qs = self.target.action_values(start, actions)
-        v_targets = min_of_random_pair(target_qs, self.q_draws_with_replacement)
-        advantages = min_of_random_pair(target_qs, self.q_draws_with_replacement) - values
-        importance = (advantages * self.advantage_scaling).exp().clamp(max=100.0)
-        return latents, q_targets, v_targets, importance
 
     def act(self, observation: Batch, state: Batch, explore: bool = False) -> tuple[Tensor, Batch]:
         """A planned chunk (B, T, A), see `plan`; the state's ``mean`` is where the next search starts."""
