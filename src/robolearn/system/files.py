@@ -14,6 +14,17 @@ from robolearn.errors import UserError
 FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
+def _beside(path: Path, suffix: int | str) -> Path:
+    """A hidden name in the folder of a path.
+
+    Raises:
+        IsADirectoryError: The path has no name of its own, as ``.`` and the root.
+    """
+    if not path.name:
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    return path.with_name(f".{path.name}.{suffix}")
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a text file atomically: readers see the old or the new content, never a part."""
     write_bytes(path, text.encode("utf-8", errors="surrogateescape"))
@@ -21,7 +32,7 @@ def write_text(path: Path, text: str) -> None:
 
 def write_bytes(path: Path, content: bytes) -> None:
     """Write a file atomically: readers see the old or the new content, never a part."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary = _beside(path, os.getpid())
     try:
         with temporary.open("wb") as file:
             file.write(content)
@@ -48,7 +59,7 @@ def atomic_file(path: Path) -> Iterator[Path]:
         The temporary file to write, beside `path`.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
+    temporary = _beside(path, "tmp")
     try:
         yield temporary
         _sync(temporary)
@@ -59,7 +70,7 @@ def atomic_file(path: Path) -> Iterator[Path]:
 
 def link(path: Path, target: str) -> None:
     """Point a symbolic link at another target atomically."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary = _beside(path, os.getpid())
     temporary.unlink(missing_ok=True)
     temporary.symlink_to(target)
     temporary.replace(path)
@@ -76,7 +87,7 @@ def atomic_dir(path: Path) -> Iterator[Path]:
         UserError: The disk is full.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary = _beside(path, os.getpid())
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
     try:
