@@ -1,6 +1,5 @@
 """Commands in processes that have imported torch and the simulators already: one process imports, the others fork."""
 
-import atexit
 import contextlib
 import functools
 import importlib
@@ -11,9 +10,9 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Mapping, Sequence
-from multiprocessing.connection import Client, Listener
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
 
 MODULES = ("robolearn.config.preflight", "robolearn.runs.logger", "robolearn.collecting.demonstration_workers")
 Request = tuple[str, tuple[str, ...], str, dict[str, str], str]
@@ -34,56 +33,63 @@ def run(
     Raises:
         AssertionError: It took longer; with what it had printed.
     """
+    server = _server()
     with tempfile.NamedTemporaryFile("r") as output:
-        with Client(_server()) as connection:
-            connection.send((module, tuple(argv), str(cwd), dict(env), output.name))
-            pid = connection.recv()
-            ended = connection.poll(seconds)
-            if not ended:
-                os.killpg(pid, signal.SIGKILL)
-            status = connection.recv()
+        server.send((module, tuple(argv), str(cwd), dict(env), output.name))
+        pid = server.recv()
+        ended = server.poll(seconds)
+        if not ended:
+            os.killpg(pid, signal.SIGKILL)
+        status = server.recv()
         text = Path(output.name).read_text()
     assert ended, f"{module} {' '.join(argv)} did not end within {seconds} s.\n{text}"
     return subprocess.CompletedProcess([module, *argv], status, text)
 
 
 @functools.cache
-def _server() -> str:
-    """The address of this process's server, which ends with it."""
-    folder = tempfile.TemporaryDirectory()
-    address = str(Path(folder.name, "server"))
-    command = [sys.executable, "-c", "from fakes.preloaded import serve; serve(__import__('sys').argv[1])", address]
+def _server() -> Connection:
+    """A connection to this process's server, which ends when this process does, however that ends."""
+    ours, theirs = Pipe()
+    code = "import sys; from fakes.preloaded import serve; serve(int(sys.argv[1]))"
     path = os.pathsep.join([str(Path(__file__).resolve().parents[1]), os.environ.get("PYTHONPATH", "")])
-    environment = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, start_new_session=True, text=True)
-    assert process.stdout
-    assert process.stdout.readline() == "ready\n"
-    atexit.register(folder.cleanup)
-    atexit.register(process.kill)
-    return address
+    subprocess.Popen(
+        [sys.executable, "-c", code, str(theirs.fileno())],
+        env=os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
+        pass_fds=[theirs.fileno()],
+        stdin=subprocess.DEVNULL,
+        # Not this process's streams: whoever reads those would wait for a server that was left behind.
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    theirs.close()
+    return ours
 
 
-def serve(address: str) -> None:
+def serve(descriptor: int) -> None:
     """Answer one request after the other: the process id of the command, then its exit status."""
     for module in MODULES:
         importlib.import_module(module)
-    with Listener(address, "AF_UNIX") as listener:
-        print("ready", flush=True)
-        while True:
-            with listener.accept() as connection:
-                request = connection.recv()
-                pid = os.fork()
-                if pid == 0:
-                    break
-                connection.send(pid)
-                _, code = os.waitpid(pid, 0)
-                with contextlib.suppress(ProcessLookupError):
-                    os.killpg(pid, signal.SIGKILL)  # what it left running
-                connection.send(os.waitstatus_to_exitcode(code))
+    os.set_inheritable(descriptor, False)
+    connection = Connection(descriptor)
+    while True:
+        try:
+            request = connection.recv()
+        except EOFError:
+            return
+        pid = os.fork()
+        if pid == 0:
+            break
+        connection.send(pid)
+        _, code = os.waitpid(pid, 0)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(pid, signal.SIGKILL)  # what it left running
+        connection.send(os.waitstatus_to_exitcode(code))
+    connection.close()
     _be(request)
 
 
-def _be(request: Request) -> Any:
+def _be(request: Request) -> None:
     """Become the command."""
     module, argv, folder, environment, output = request
     os.setsid()
